@@ -1,0 +1,274 @@
+"""The demo task: word problems whose answer is a small whole number, with the chain that solves them.
+
+Three families: `counting` (one person's changing count), `exchanging` (two or three people who give to each other) and
+`buying` (money, prices). Chains are written as slow-thinking models write them: every step restated, the values that
+the next step needs stated in full, some doubt, a re-check at the end. Difficulty does not follow from length alone:
+some sentences change nothing, and half of a question's steps may be easy (plus or minus one to three) or hard
+(doubling, halving, larger numbers).
+
+A question is a test question when the hash of its text says so: train and test are disjoint by construction, for
+every seed.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+FAMILIES = ("counting", "exchanging", "buying")
+MAX_STEPS = 8
+
+_WOMEN = ("Ann", "Eva", "Mia", "Zoe", "Lucy", "Nora")
+_MEN = ("Tom", "Bob", "Max", "Ben", "Sam", "Leo")
+_ITEMS = ("pens", "apples", "coins", "cards", "books", "shells", "stamps", "marbles")
+_GOODS = (("pen", "pens"), ("cup", "cups"), ("kite", "kites"), ("ball", "balls"), ("cake", "cakes"), ("lamp", "lamps"))
+_MONTHS = (
+    "January February March April May June July August September October November December".split()  # noqa: SIM905
+)
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One word problem. `chain` is the text between the think tags, `reply` the sentence that answers."""
+
+    question: str
+    chain: str
+    reply: str
+    answer: int
+    family: str
+    steps: int
+
+    def public_json(self) -> str:
+        """One JSON line with what a client may see: question, answer, steps, family."""
+        keys = ("question", "answer", "steps", "family")
+        return json.dumps({key: value for key, value in asdict(self).items() if key in keys})
+
+
+def split_of(question: str) -> Split:
+    """The split a question belongs to, by the hash of its text: 80 % train, 10 % validation, 10 % test."""
+    bucket = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8]) % 10
+    return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+
+
+def final_number(reply: str) -> int | None:
+    """The last whole number in a reply, which is how a reply to a demo question is graded; None when it has none."""
+    digits = "".join(c if c.isdigit() else " " for c in reply).split()
+    return int(digits[-1]) if digits else None
+
+
+def questions(
+    seed: int, split: Split, *, max_steps: int = MAX_STEPS, families: tuple[str, ...] = FAMILIES
+) -> Iterator[Question]:
+    """An endless stream of questions of one split, steps uniform in 1…`max_steps`; the same for the same seed."""
+    rng = random.Random(f"{split}-{seed}")
+    while True:
+        yield draw(rng, split, rng.randint(1, max_steps), rng.choice(families))
+
+
+def draw(rng: random.Random, split: Split, steps: int, family: str) -> Question:
+    """One question of `split` with this many steps."""
+    while True:
+        question = _BUILDERS[family](rng, steps)
+        if split_of(question.question) == split:
+            return question
+
+
+class _Calendar:
+    """Anchors that put the sentences in order: "In March, …" or "On the third day, …"."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._words = _MONTHS if rng.random() < 0.5 else _ORDINALS
+        self._next = 0
+
+    def __call__(self, event: str) -> str:
+        word = self._words[self._next]
+        self._next += 1
+        return f"In {word}, {event}." if self._words is _MONTHS else f"On the {word} day, {event}."
+
+
+def _schedule(rng: random.Random, steps: int) -> list[bool]:
+    """True for a sentence that counts, False for one that changes nothing (0–3 of those)."""
+    slots = [True] * steps + [False] * rng.randint(0, 3)
+    rng.shuffle(slots)
+    return slots
+
+
+def _many(n: int, plural: str) -> str:
+    """ "1 pen", "2 pens"."""
+    return f"{n} {plural if n != 1 else plural[:-1]}"
+
+
+def _amount(rng: random.Random, hard: float, most: int) -> int:
+    return rng.randint(1, min(most, 9)) if rng.random() < hard else rng.randint(1, min(most, 3))
+
+
+def _change(rng: random.Random, value: int, cap: int, hard: float) -> tuple[str, int, int]:
+    """A legal operation on `value`: (operator, operand, result)."""
+    if rng.random() < 0.35 * hard:
+        if value % 2 == 0 and value > 0 and rng.random() < 0.5:
+            return "/", 2, value // 2
+        if 0 < 2 * value <= cap:
+            return "*", 2, 2 * value
+    plus = value == 0 or (value < cap and rng.random() < 0.5)
+    n = _amount(rng, hard, cap - value if plus else value)
+    return ("+", n, value + n) if plus else ("-", n, value - n)
+
+
+def _doubt(before: int, op: str, after: int) -> str:
+    """Second thoughts after an operation that depends on the value itself."""
+    half = min(before, after)
+    return f" Wait, is that right? {half} + {half} = {max(before, after)}, yes." if op in "*/" else ""
+
+
+def _nothing(rng: random.Random, who: str, item: str, strangers: list[str]) -> str:
+    other_item = rng.choice([i for i in _ITEMS if i != item])
+    return rng.choice(
+        (
+            "it rains all day",
+            f"{who} reads a book about {item}",
+            f"{who} shows {_many(rng.randint(1, 9), item)} to a friend",
+            f"{rng.choice(strangers)} buys {_many(rng.randint(1, 9), other_item)}",
+            f"{rng.choice(strangers)} loses {_many(rng.randint(1, 9), item)}",
+        )
+    )
+
+
+def _people(rng: random.Random, n: int) -> tuple[list[str], str, list[str]]:
+    """`n` people, the pronoun of the first, and strangers who are none of them."""
+    everyone = [*_WOMEN, *_MEN]
+    people = rng.sample(everyone, n)
+    strangers = [name for name in everyone if name not in people]
+    return people, "she" if people[0] in _WOMEN else "he", strangers
+
+
+def _counting(rng: random.Random, steps: int) -> Question:
+    (name,), pronoun, strangers = _people(rng, 1)
+    item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
+    value = start = rng.randint(1, cap)
+    text = [rng.choice((f"{name} has {_many(value, item)}.", f"{name} starts with {_many(value, item)}."))]
+    lines, check, at = [f"I need the number of {item} of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
+    phrases = {
+        "+": ("buys {many}", "finds {many}", "gets {many} from a friend"),
+        "-": ("loses {many}", "gives {many} away", "sells {many}"),
+        "*": ("doubles the number of {item}", "gets as many {item} again"),
+        "/": ("gives half of the {item} away", "sells half of the {item}"),
+    }
+    for counts in _schedule(rng, steps):
+        if not counts:
+            text.append(at(_nothing(rng, pronoun, item, strangers)))
+            lines.append(f"{text[-1]} That changes nothing. Now {name} has {value}.")
+            continue
+        op, n, after = _change(rng, value, cap, hard)
+        text.append(at(f"{pronoun} {rng.choice(phrases[op]).format(many=_many(n, item), item=item)}"))
+        lines.append(f"{text[-1]} {value} {op} {n} = {after}.{_doubt(value, op, after)} Now {name} has {after}.")
+        check += f" {op} {n} = {after},"
+        value = after
+    text.append(rng.choice((f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?")))
+    lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
+    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, item)}.", value, "counting", steps)
+
+
+def _exchange(
+    rng: random.Random, people: list[str], has: dict[str, int], item: str, hard: float, cap: int
+) -> tuple[str, str, str, int, str]:
+    """One event: (giver or "", taker or "", operator, operand, what is said of it)."""
+    owners = [name for name in people if has[name] > 0]
+    if not owners or (min(has.values()) < cap and rng.random() < 0.15):
+        taker = min(people, key=lambda name: has[name])
+        n = _amount(rng, hard, cap - has[taker])
+        return "", taker, "+", n, rng.choice((f"{taker} finds {_many(n, item)}", f"{taker} buys {_many(n, item)}"))
+    giver = rng.choice(owners)
+    taker = rng.choice([name for name in people if name != giver])
+    if has[giver] % 2 == 0 and has[taker] + has[giver] // 2 <= cap and rng.random() < 0.3 * hard:
+        events = (f"{giver} gives half of the {item} to {taker}", f"{taker} gets half of the {item} of {giver}")
+        return giver, taker, "/", 2, rng.choice(events)
+    if has[taker] < cap and rng.random() < 0.8:
+        n = _amount(rng, hard, min(has[giver], cap - has[taker]))
+        events = (f"{giver} gives {_many(n, item)} to {taker}", f"{taker} gets {_many(n, item)} from {giver}")
+        return giver, taker, "-", n, rng.choice(events)
+    n = _amount(rng, hard, has[giver])
+    return giver, "", "-", n, rng.choice((f"{giver} loses {_many(n, item)}", f"{giver} sells {_many(n, item)}"))
+
+
+def _exchanging(rng: random.Random, steps: int) -> Question:
+    people, _, strangers = _people(rng, 2 if rng.random() < 0.7 else 3)
+    item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
+    has = {name: rng.randint(1, 10) for name in people}
+    asked = rng.choice(people)
+
+    def state() -> str:
+        parts = [f"{name} has {has[name]}" for name in people]
+        return ", ".join(parts[:-1]) + f" and {parts[-1]}"
+
+    text = [" ".join(f"{name} has {_many(has[name], item)}." for name in people)]
+    lines, check, at = [f"I need the number of {item} of {asked}.", f"At the start {state()}."], "", _Calendar(rng)
+    start = has[asked]
+    for counts in _schedule(rng, steps):
+        if not counts:
+            text.append(at(_nothing(rng, asked, item, strangers)))
+            lines.append(f"{text[-1]} That changes nothing. Now {state()}.")
+            continue
+        giver, taker, op, n, event = _exchange(rng, people, has, item, hard, cap)
+        text.append(at(event))
+        line, moved = text[-1], n
+        if giver:
+            before = has[giver]
+            moved = before // 2 if op == "/" else n
+            has[giver] = before - moved
+            line += f" {giver}: {before} {op} {n} = {has[giver]}.{_doubt(before, op, has[giver])}"
+            check += f" {op} {n} = {has[giver]}," if giver == asked else ""
+        if taker:
+            before = has[taker]
+            has[taker] = before + moved
+            line += f" {taker}: {before} + {moved} = {has[taker]}."
+            check += f" + {moved} = {has[taker]}," if taker == asked else ""
+        lines.append(f"{line} Now {state()}.")
+    text.append(rng.choice((f"How many {item} does {asked} have now?", f"What is the number of {item} that {asked} has at the end?")))
+    lines.append(f"Let me check {asked} again: {start}{check} the same. So the answer is {has[asked]}.")
+    return Question(" ".join(text), "\n".join(lines), f"{asked} has {_many(has[asked], item)}.", has[asked], "exchanging", steps)
+
+
+def _buying(rng: random.Random, steps: int) -> Question:
+    (name,), pronoun, strangers = _people(rng, 1)
+    hard, cap = rng.choice((0.0, 0.5, 1.0)), 30
+    goods = rng.sample(_GOODS, 2)
+    price = {plural: rng.randint(1, 5 if hard else 3) for _, plural in goods}
+    value = start = rng.randint(12, cap)
+    text = [" ".join(f"A {single} costs {_many(price[plural], 'coins')}." for single, plural in goods), f"{name} has {_many(value, 'coins')}."]
+    lines, check, at = [f"I need the number of coins of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
+    for counts in _schedule(rng, steps):
+        if not counts:
+            text.append(at(_nothing(rng, pronoun, "coins", strangers)))
+            lines.append(f"{text[-1]} That changes nothing. Now {name} has {value}.")
+            continue
+        single, plural = rng.choice(goods)
+        most = min(value // price[plural], 4 if hard else 2, 12 // price[plural])
+        if most and rng.random() < 0.6:
+            n = rng.randint(1, most)
+            cost = n * price[plural]
+            text.append(at(f"{pronoun} buys {_many(n, plural)}"))
+            line = f"A {single} costs {price[plural]}, so {n} x {price[plural]} = {cost}."
+            op, after = "-", value - cost
+        else:
+            plus = value == 0 or (value < cap and rng.random() < 0.75)
+            cost = _amount(rng, hard, cap - value if plus else value)
+            verb = rng.choice(("earns", "finds") if plus else ("loses", "gives away"))
+            text.append(at(f"{pronoun} {verb} {_many(cost, 'coins')}"))
+            line, op, after = "", "+" if plus else "-", value + cost if plus else value - cost
+        lines.append(" ".join(filter(None, (text[-1], line, f"{value} {op} {cost} = {after}. Now {name} has {after}."))))
+        check += f" {op} {cost} = {after},"
+        value = after
+    text.append(rng.choice((f"How many coins does {name} have now?", f"How many coins are left for {name} at the end?")))
+    lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
+    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, 'coins')}.", value, "buying", steps)
+
+
+_BUILDERS: dict[str, Callable[[random.Random, int], Question]] = {
+    "counting": _counting,
+    "exchanging": _exchanging,
+    "buying": _buying,
+}

@@ -1,0 +1,86 @@
+"""G_φ: from the hidden states of the question to the latents that stand in for the written chain.
+
+z = f_out( G( f_in(H_X), r̂ ) ), after Latent Reasoning Tuning (ICLR 2026), section 3.1: f_in and f_out are linear, r̂ are
+learnable latent queries, G is a Qwen3 transformer without its embedding layer. Where we differ from the paper:
+
+- With the conditioner `all` the transformer reads f_in(H_X) of every prompt position, before the queries; those
+  positions see each other in both directions. With `last` the queries are f_in(h) ⊙ r̂, as in the paper.
+- Query i sees only the queries before it. The first n of 256 latents are therefore the n latents of a smaller budget:
+  one network serves every budget, and blocks of the engine's prefix cache stay valid between budgets.
+- z is scaled to the RMS of the base's token embeddings (times a learned factor), which the frozen base is used to.
+
+Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, w hidden size of the network.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+from transformers import Qwen3Config, Qwen3Model
+
+from reasoning_net.config import ReasoningNetConfig
+
+
+class ReasoningNet(nn.Module):
+    """The reasoning network. Its forward is one pass: no sampling, no loop over latents."""
+
+    def __init__(self, config: ReasoningNetConfig, embedding_rms: float = 1.0) -> None:
+        super().__init__()
+        self.config = config
+        self.f_in = nn.Linear(config.base_hidden_size, config.hidden_size, bias=False)
+        self.queries = nn.Parameter(torch.randn(config.num_latent_tokens, config.hidden_size) * 0.5)
+        self.backbone = Qwen3Model(
+            Qwen3Config(
+                vocab_size=1,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                num_key_value_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+                attn_implementation="sdpa",
+            )
+        )
+        del self.backbone.embed_tokens
+        self.f_out = nn.Linear(config.hidden_size, config.base_hidden_size, bias=False)
+        self.scale = nn.Parameter(torch.tensor(float(embedding_rms)))
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, num_latents: int | None = None) -> Tensor:
+        """The latents z, (B, N, d).
+
+        Args:
+            hidden_states: H_X, (B, T, d), the base's final (normed) hidden states, padded on the left.
+            mask: (B, T) bool, True where there is a token.
+            num_latents: N; the network's own number by default.
+        """
+        queries = self.queries[: num_latents or self.config.num_latent_tokens]  # (N, w)
+        states = self.f_in(rms_norm(hidden_states, hidden_states.shape[-1:]))  # (B, T, w)
+        if self.config.conditioner == "last":
+            inputs, seen = states[:, -1:] * queries, mask[:, :0]
+        else:
+            inputs = torch.cat([states, queries.expand(len(states), -1, -1)], dim=1)
+            seen = mask
+        attention_mask, positions = _attention(seen, len(queries))
+        outputs = self.backbone(
+            inputs_embeds=inputs, attention_mask=attention_mask, position_ids=positions, use_cache=False
+        ).last_hidden_state[:, -len(queries) :]
+        z = self.f_out(outputs)
+        return rms_norm(z, z.shape[-1:]) * self.scale
+
+
+def _attention(seen: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+    """Who attends to whom, (B, 1, T + N, T + N) bool, and positions, (B, T + N), for T context positions and N queries."""
+    batch, context = seen.shape
+    keys = torch.cat([seen, seen.new_ones(batch, num_queries)], dim=1)
+    index = torch.arange(context + num_queries, device=seen.device)
+    # A row sees every context position, and of the queries those that do not come after it; itself, always.
+    rows = (index[None, :] < context) | (index[None, :] <= index[:, None])
+    rows = rows & ((index[:, None] >= context) | (index[None, :] < context))
+    allowed = (rows[None] & keys[:, None, :]) | torch.eye(len(index), dtype=torch.bool, device=seen.device)
+    positions = (keys.long().cumsum(1) - 1).clamp(min=0)
+    return allowed[:, None], positions
+
+
+def embedding_rms(embeddings: Tensor) -> float:
+    """The root mean square of a base's token embeddings, (V, d): the scale of what it is used to read."""
+    return float(embeddings.float().pow(2).mean().sqrt())

@@ -1,0 +1,174 @@
+"""Stage 1 of Latent Reasoning Tuning: train the reasoning network on questions and replies, the base frozen.
+
+    latentserve train sft --model runs/base --output runs/sft
+
+Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ: a curriculum over
+the task's levels (the next level opens when the replies of the hardest open one are likely enough), and in the last part of the run each batch
+draws its number of latents, so that one network serves several budgets.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoTokenizer
+
+from reasoning_net.demo.tokenizer import LATENT_TOKEN
+from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.layout import Layout
+from reasoning_net.model import ReasoningNet, embedding_rms
+from reasoning_net.tasks import TASKS, Example, Task
+from reasoning_net.training import Optimizer, OptimizerConfig, Run
+
+
+NESTED_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class SftConfig:
+    model: str
+    output: Path
+    net: ReasoningNetConfig
+    layout: Layout
+    task: str = "demo"
+    steps: int = 3600
+    batch_size: int = 64
+    num_latents: int = 16
+    """Latents per question until the nested part of the run."""
+    nested_sizes: tuple[int, ...] = NESTED_SIZES
+    nested_from: float = 0.85
+    """From this share of the steps on, each batch draws its number of latents from `nested_sizes`."""
+    start_level: int = 2
+    next_level_nll: float = 0.5
+    """The next level opens when the mean NLL (nats per reply) at the hardest open one is below this."""
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(muon_lr=0.015, adamw_lr=0.002))
+
+
+def default_config(
+    model: str,
+    output: Path,
+    steps: int,
+    num_latents: int,
+    max_latents: int,
+    conditioner: str,
+    hidden_size: int,
+    num_layers: int,
+    batch_size: int,
+    seed: int,
+) -> SftConfig:
+    """The configuration for a base with Qwen3's think tags; the rest of the network's shape follows from its width."""
+    base = AutoConfig.from_pretrained(model)
+    net = ReasoningNetConfig(
+        base_hidden_size=base.hidden_size,
+        num_latent_tokens=max_latents,
+        conditioner=conditioner,  # type: ignore[arg-type]
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=hidden_size // 32,
+    )
+    nested = tuple(n for n in NESTED_SIZES if n <= max_latents) or (max_latents,)
+    placeholder = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(LATENT_TOKEN)
+    return SftConfig(
+        model, output, net, Layout(placeholder_token_id=placeholder), steps=steps, batch_size=batch_size,
+        num_latents=min(num_latents, max_latents), nested_sizes=nested, seed=seed,
+    )  # fmt: skip
+
+
+class Curriculum:
+    """Which levels are open, by a running mean of the NLL at each."""
+
+    def __init__(self, levels: int, start: int, threshold: float) -> None:
+        self.levels, self.open, self._threshold = levels, min(start, levels), threshold
+        self._nll: dict[int, float] = {}
+
+    def draw(self, rng: random.Random) -> int:
+        """A level: the newest one in two of five draws while not all are open, else uniform."""
+        newest = self.open < self.levels and rng.random() < 0.4
+        return self.open if newest else rng.randint(1, self.open)
+
+    def update(self, levels: list[int], nll: list[float]) -> None:
+        for level in set(levels) - {0}:
+            values = [value for at, value in zip(levels, nll, strict=True) if at == level]
+            mean = sum(values) / len(values)
+            self._nll[level] = 0.9 * self._nll.get(level, 3.0) + 0.1 * mean
+        if self.open < self.levels and self._nll.get(self.open, 3.0) < self._threshold:
+            self.open += 1
+
+    def state_dict(self) -> dict[str, object]:
+        return {"open": self.open, "nll": self._nll}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.open, self._nll = state["open"], state["nll"]  # type: ignore[assignment]
+
+
+def main(config: SftConfig) -> None:
+    """Train, resuming where an earlier run of the same output stopped; writes `reasoning_net.safetensors`."""
+    torch.manual_seed(config.seed)
+    torch.set_flush_denormal(True)
+    task = TASKS[config.task]()
+    base = FrozenBase(config.model)
+    layout = config.layout.token_ids(base.tokenizer)
+    net = ReasoningNet(config.net, embedding_rms(base.embed.weight))
+    optimizer = Optimizer(net, config.optimizer, config.steps)
+    curriculum = Curriculum(task.levels, config.start_level, config.next_level_nll)
+    run = Run(config.output / "run", net, optimizer, config.steps, "sft")
+    if run.extra:
+        curriculum.load_state_dict(run.extra["curriculum"])
+    for step in run.steps():
+        rng = random.Random(f"{config.seed}-{step}")
+        nested = step >= config.nested_from * config.steps
+        num_latents = rng.choice(config.nested_sizes) if nested else config.num_latents
+        # A larger budget gets a smaller batch, so that every step costs about the same.
+        size = max(8, config.batch_size * 2 * config.num_latents // (config.num_latents + num_latents))
+        batch = draw_batch(task, rng, curriculum, size)
+        with torch.autocast(base.device.type, torch.bfloat16):
+            prompt = base.read([base.prompt_ids(example.messages) for example in batch])
+            latents = net(prompt.hidden_states, prompt.mask, num_latents)
+            answers = answer_ids(base, batch)
+            logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
+        nll = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=-100, reduction="none")
+        nll = nll.view(answers.shape).sum(1)  # (B,), nats per reply
+        optimizer.step(nll.mean(), step)
+        curriculum.update([example.level for example in batch], nll.tolist())
+        run.extra = {"curriculum": curriculum.state_dict()}
+        run.report(step, nll=float(nll.detach().mean()), level=curriculum.open)
+        if (step + 1) % 200 == 0:
+            save(net, config.output)
+    save(net, config.output)
+
+
+def draw_batch(task: Task, rng: random.Random, curriculum: Curriculum, size: int) -> list[Example]:
+    """`size` examples of levels that the curriculum draws (and the small talk that comes with them)."""
+    batch: list[Example] = []
+    streams: dict[int, Iterator[Example]] = {}
+    while len(batch) < size:
+        level = curriculum.draw(rng)
+        if level not in streams:
+            streams[level] = task.examples(rng.getrandbits(32), "train", level)
+        # The stream holds levels up to `level`: skip to one at it, or to an example outside the curriculum.
+        batch.append(next(example for example in streams[level] if example.level in (0, level)))
+    return batch
+
+
+def answer_ids(base: FrozenBase, batch: list[Example]) -> Tensor:
+    """Y with its end-of-turn token, (B, Y), −100 where there is none."""
+    rows = [[*base.tokenizer.encode(e.reply, add_special_tokens=False), int(base.tokenizer.eos_token_id)] for e in batch]
+    ids = torch.full((len(rows), max(map(len, rows))), -100, device=base.device)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def save(net: ReasoningNet, output: Path) -> None:
+    """Write the network's weights in bf16."""
+    weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in net.state_dict().items()}
+    save_file(weights, output / "reasoning_net.safetensors")

@@ -1,0 +1,88 @@
+"""The application: vLLM's endpoints on our engine, with modes, metrics and readiness; and how it is served."""
+
+import asyncio
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+
+from reasoning_net.bundle import Bundle
+from router.policy import Mode
+from server.chat import ReasoningModes
+from server.engine.hybrid import HybridEngine
+from server.engine.launch import add_aliases, build_vllm_app, parse_vllm_args, start_engine
+from server.metrics import Metrics
+from server.readiness import Readiness
+from server.settings import Settings
+
+
+async def create_app(engine: HybridEngine, args: Namespace, settings: Settings, readiness: Readiness, metrics: Metrics) -> FastAPI:
+    """vLLM's application, and around its generating endpoints ours."""
+    app = await build_vllm_app(engine, args)
+    # Innermost: vLLM's own middleware (keys, request ids, metrics) sees the request first.
+    app.user_middleware.append(
+        Middleware(
+            ReasoningModes, default=settings.default_mode, latent_available=engine.hybrid.can_think_latent, metrics=metrics
+        )
+    )
+    readiness.mount(app)
+    return app
+
+
+def available_modes(bundle: Bundle | None) -> list[Mode]:
+    modes = [Mode.AUTO, Mode.LATENT, Mode.EXPLICIT, Mode.DIRECT]
+    return modes if bundle and bundle.manifest.reasoning_net else [mode for mode in modes if mode is not Mode.LATENT]
+
+
+async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
+    """Serve until a signal; raises with a message that says what to do when it cannot start."""
+    directory = settings.bundle_directory
+    bundle = Bundle.load(directory) if directory else None
+    if bundle:
+        bundle.check_base(settings.model)
+    args = parse_vllm_args(settings, vllm_flags, bundle)
+    modes = available_modes(bundle)
+    add_aliases(args, modes)
+    address, sock = setup_server(args, reuse_port=False)
+    metrics, readiness = Metrics(), Readiness()
+    async with start_engine(args, settings, bundle, metrics) as engine:
+        app = await create_app(engine, args, settings, readiness, metrics)
+        warm_up = asyncio.create_task(readiness.check(engine, bundle, modes))
+        warm_up.add_done_callback(lambda done: None if done.cancelled() else print(_welcome(address, args, readiness), flush=True))
+        log_config = get_uvicorn_log_config(args)
+        shutdown = await serve_http(
+            app,
+            sock=sock,
+            enable_ssl_refresh=args.enable_ssl_refresh,
+            host=args.host,
+            port=args.port,
+            log_level=args.uvicorn_log_level,
+            access_log=not args.disable_uvicorn_access_log,
+            timeout_keep_alive=int(os.environ.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5")),
+            ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile,
+            ssl_ca_certs=args.ssl_ca_certs,
+            ssl_cert_reqs=args.ssl_cert_reqs,
+            **({"log_config": log_config} if log_config is not None else {}),
+        )
+        warm_up.cancel()
+    try:
+        await shutdown
+    finally:
+        sock.close()
+
+
+def _welcome(address: str, args: Namespace, readiness: Readiness) -> str:
+    if not readiness.ready:
+        return f"Not ready: {readiness.problem}"
+    question = "Ann has 5 pens. In January, she finds 3 pens. In February, she gives half of the pens away. How many pens does Ann have now?"
+    return (
+        f"\nReady on {address} (modes: {', '.join(readiness.warm_modes)}). Try:\n\n"
+        f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f'    -d \'{{"model": "{args.served_model_name[0]}", "mode": "latent", '
+        f'"messages": [{{"role": "user", "content": "{question}"}}]}}\'\n'
+    )

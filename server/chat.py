@@ -1,0 +1,227 @@
+"""The request's mode and the response's route, on the wire: an ASGI middleware around vLLM's generating endpoints.
+
+It works on OpenAI's JSON alone, so chat completions, responses, messages and completions share it, streaming or not, and an
+upgrade of vLLM does not touch it.
+
+Precedence of the mode: body field `mode` > model alias `name:latent` > header `X-Reasoning-Mode` > what `reasoning_effort`,
+`enable_thinking` or `thinking` imply > the server's default. The prompt X is rendered the same in every mode, so the
+fields that would change it are taken out of the body.
+"""
+
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from router.policy import Mode
+from server.errors import BadRequest
+from server.metrics import Metrics
+from server.route import Route, current_route
+
+MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
+_CHAT_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
+_PATHS = (*_CHAT_PATHS, "/v1/completions")
+_EFFORT = {
+    "none": Mode.DIRECT,
+    "minimal": Mode.LATENT,
+    "low": Mode.LATENT,
+    "medium": Mode.AUTO,
+    "high": Mode.EXPLICIT,
+    "xhigh": Mode.EXPLICIT,
+    "max": Mode.EXPLICIT,
+}
+Body = dict[str, Any]
+
+
+class ReasoningModes:
+    """Reads the mode of a request, makes its `Route` known to the engine, and writes the route into the response."""
+
+    def __init__(self, app: ASGIApp, default: Mode, latent_available: bool, metrics: Metrics) -> None:
+        self._app, self._default, self._latent_available, self._metrics = app, default, latent_available, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PATHS:
+            return await self._app(scope, receive, send)
+        started = time.perf_counter()
+        raw = await _read_body(receive)
+        if raw is None:
+            return None  # the client left
+        try:
+            body = json.loads(raw)
+            route = self._route(scope["path"], body, Headers(scope=scope)) if isinstance(body, dict) else None
+        except BadRequest as error:
+            return await JSONResponse(error.body(), error.status)(scope, receive, send)
+        except ValueError:
+            route = None  # not JSON: vLLM's error says so
+        else:
+            raw = json.dumps(body).encode()
+        scope = dict(scope, headers=[(k, v) for k, v in scope["headers"] if k != b"content-length"])
+        scope["headers"].append((b"content-length", str(len(raw)).encode()))
+        token = current_route.set(route)
+        try:
+            await self._app(scope, _replay(raw, receive), _RouteWriter(send, route) if route else send)
+        finally:
+            current_route.reset(token)
+            if route:
+                self._metrics.answered(route, time.perf_counter() - started)
+
+    def _route(self, path: str, body: Body, headers: Headers) -> Route | None:
+        """The request's route; None where there is nothing to choose (a raw completion, a continued message)."""
+        refuse_unsupported(body)
+        named, implied = take_mode(body, headers.get(MODE_HEADER))
+        num_latents = body.pop("num_latent_tokens", None)
+        if num_latents is not None and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
+            raise BadRequest("num_latent_tokens must be a whole number.", "num_latent_tokens")
+        if path not in _CHAT_PATHS and named is None:
+            return None
+        for field, value in (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True)):
+            if body.get(field) is value:
+                if named in (None, Mode.EXPLICIT):
+                    return None
+                raise BadRequest(f"{field}={str(value).lower()} cannot be combined with mode={named}.", field)
+        if implied is Mode.LATENT and not self._latent_available:
+            implied = Mode.AUTO  # a low effort is no demand for latents
+        return Route(named or implied or self._default, num_latents)
+
+
+def take_mode(body: Body, header: str | None) -> tuple[Mode | None, Mode | None]:
+    """(the mode that the request names, the mode that other fields imply); takes the fields out of the body."""
+    alias = str(body.get("model") or "").rpartition(":")[2]
+    field = body.pop("mode", None)
+    sources = ((field, "mode"), (alias if alias in list(Mode) else None, "model"), (header, MODE_HEADER))
+    named = next((_mode(value, param) for value, param in sources if value is not None), None)
+    effort = body.pop("reasoning_effort", None)
+    reasoning = body.get("reasoning")
+    if isinstance(reasoning, dict):  # the responses API
+        effort = effort or reasoning.pop("effort", None)
+    if effort is not None and effort not in _EFFORT:
+        raise BadRequest(f"reasoning_effort must be one of {', '.join(_EFFORT)}, not {effort!r}.", "reasoning_effort")
+    kwargs = body.get("chat_template_kwargs")
+    thinking = kwargs.pop("enable_thinking", None) if isinstance(kwargs, dict) else None
+    anthropic = body.pop("thinking", None)  # the messages API
+    if isinstance(anthropic, dict) and "type" in anthropic:
+        thinking = anthropic["type"] != "disabled"
+    implied = _EFFORT[effort] if effort else {True: Mode.EXPLICIT, False: Mode.DIRECT}.get(thinking)
+    if {named, implied} == {Mode.EXPLICIT, Mode.DIRECT}:
+        asked = f"reasoning_effort={effort}" if effort else f"enable_thinking={str(thinking).lower()}"
+        raise BadRequest(f"mode={named} contradicts {asked}. Send one of the two.", "mode")
+    return named, implied
+
+
+def _mode(value: object, param: str) -> Mode:
+    try:
+        return Mode(str(value))
+    except ValueError:
+        raise BadRequest(f"{param} must be one of {', '.join(Mode)}, not {value!r}.", param) from None
+
+
+def refuse_unsupported(body: Body) -> None:
+    """Clients can send neither embeddings nor templates: both would reach past the reserved tokens."""
+    if body.get("prompt_embeds") is not None:
+        raise BadRequest("prompt_embeds is not accepted: only this server writes embeddings.", "prompt_embeds")
+    if body.get("chat_template") is not None:
+        raise BadRequest("chat_template is not accepted per request. Set it with --chat-template.", "chat_template")
+    messages = body.get("messages") or body.get("input") or ()
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and (part.get("type") == "prompt_embeds" or "prompt_embeds" in part):
+                raise BadRequest("prompt_embeds is not accepted: only this server writes embeddings.", "messages")
+
+
+class _RouteWriter:
+    """Holds the response's start back until the engine has decided, then adds headers and the `route` object."""
+
+    def __init__(self, send: Send, route: Route) -> None:
+        self._send, self._route = send, route
+        self._start: Message | None = None
+        self._is_stream = False
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            self._is_stream = "text/event-stream" in MutableHeaders(scope=message).get("content-type", "")
+        elif message["type"] != "http.response.body":
+            await self._send(message)
+        elif self._is_stream:
+            await self._begin()
+            await self._send(message | {"body": self._event(message.get("body", b""))})
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                body = self._json(self._body)
+                await self._begin(len(body))
+                await self._send({"type": "http.response.body", "body": body})
+
+    async def _begin(self, content_length: int | None = None) -> None:
+        if self._start is None:
+            return
+        headers = MutableHeaders(scope=self._start)
+        if self._route.mode is not None:
+            headers[MODE_HEADER] = self._route.mode
+        if self._route.score is not None:
+            headers[SCORE_HEADER] = f"{self._route.score:.4f}"
+        if content_length is not None:
+            headers["content-length"] = str(content_length)
+        start, self._start = self._start, None
+        await self._send(start)
+
+    def _json(self, body: bytes) -> bytes:
+        assert self._start is not None
+        if self._start["status"] != 200 or self._route.mode is None:
+            return body
+        try:
+            content = json.loads(body)
+        except ValueError:
+            return body
+        return json.dumps(self._completed(content), ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _event(self, event: bytes) -> bytes:
+        """The event with the route in it, if it is one that ends a choice or carries the usage."""
+        is_last = b'"finish_reason":"' in event or b'"usage":{' in event or b'"response.completed"' in event
+        if not is_last or b"data: {" not in event:
+            return event
+        head, _, data = event.partition(b"data: ")
+        content = json.loads(data)
+        if "response" in content:
+            content["response"] = self._completed(content["response"])
+        else:
+            content = self._completed(content)
+        return head + b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+    def _completed(self, content: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        content["route"] = self._route.public()
+        usage = content.get("usage")
+        if isinstance(usage, dict) and "prompt_tokens" in usage:
+            details = usage.get("prompt_tokens_details") or {}
+            usage["prompt_tokens_details"] = details | {"latent_tokens": self._route.latent_tokens}
+        return content
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    sent = False
+
+    async def replayed() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -1,0 +1,265 @@
+"""HybridEngine: vLLM's AsyncLLM with one seam, `generate`, where a request takes its way.
+
+    read        prefill X once; in the worker: final hidden states → probe, reasoning network → z
+    decide      a pure function of the requested mode and the scores
+    answer      [X ; layout of the mode], X from the prefix cache
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.exceptions import GenerationError, VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.layout import LayoutIds
+from router.policy import Decision, Mode, Scores, Thresholds, decide
+from server.engine.prompt import ROLE_KEY, Role, Verdict
+from server.metrics import Metrics
+from server.route import Route, current_route
+
+_ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """What makes this engine hybrid: everything that `generate` needs beside vLLM."""
+
+    layout: LayoutIds
+    thresholds: Thresholds
+    num_latents: int
+    """Latents per question by default; 0 without a reasoning network."""
+    max_latents: int
+    has_probe: bool
+    reads_all_positions: bool
+    """Step 1 must compute every position of X, so it cannot take X from the prefix cache."""
+    cache_salt: str | None
+    metrics: Metrics
+
+    @property
+    def can_think_latent(self) -> bool:
+        return self.max_latents > 0
+
+
+class HybridEngine(AsyncLLM):
+    """An engine client: vLLM's serving layer does not know that it is not a plain AsyncLLM."""
+
+    hybrid: Hybrid
+
+    async def install(self, bundle: Bundle | None, layout: LayoutIds, num_latents: int | None, metrics: Metrics) -> None:
+        """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request."""
+        manifest = bundle.manifest if bundle else None
+        net = manifest.reasoning_net if manifest else None
+        probe = manifest.probe if manifest else None
+        max_latents = net.num_latent_tokens if net else 0
+        conditions_on_all = bool(net and net.conditioner == "all") or bool(probe and set(probe.features) != {"last"})
+        self.hybrid = Hybrid(
+            layout=layout,
+            thresholds=manifest.thresholds if manifest else Thresholds(entropy=math.inf),
+            num_latents=num_latents or (manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents),
+            max_latents=max_latents,
+            has_probe=probe is not None,
+            reads_all_positions=conditions_on_all,
+            cache_salt=bundle.fingerprint() if bundle and net else None,
+            metrics=metrics,
+        )
+        self._lost = 0
+        # z is held from step 1 to the end of step 3: as many requests as the engine runs at once, and as many again waiting.
+        permits = 2 * self.vllm_config.scheduler_config.max_num_seqs
+        self._latent_permits = asyncio.Semaphore(permits)
+        await self.collective_rpc("latentserve_install", args=(str(bundle.directory) if bundle else None, permits))
+
+    async def generate(  # type: ignore[override]
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As AsyncLLM.generate; the current route, if there is one, says in which mode to answer, and learns what happened."""
+        if ROLE_KEY in (sampling_params.extra_args or {}):
+            raise VLLMValidationError(f"vllm_xargs must not contain {ROLE_KEY!r}.", parameter="vllm_xargs")
+        token_ids = self._client_token_ids(prompt)
+        prompt = self._salted(prompt)
+        route = current_route.get()
+        if route is None or token_ids is None:
+            async with aclosing(super().generate(prompt, sampling_params, request_id, **kwargs)) as outputs:
+                async for output in outputs:
+                    yield output
+            return
+        self._check(route, token_ids, sampling_params)
+        key = f"{request_id}-{time.monotonic_ns()}"
+        holds_latents = False
+        wants_latents = self.hybrid.can_think_latent and route.requested in (Mode.LATENT, Mode.AUTO)
+        if wants_latents:
+            await self._latent_permits.acquire()
+        finished = False
+        try:
+            decision = Decision(route.requested, None, None, "requested")
+            if route.requested in (Mode.LATENT, Mode.AUTO):
+                holds_latents = wants_latents
+                verdict, scores = await self._read(prompt, token_ids, request_id, key, route, kwargs)
+                decision = decide(
+                    route.requested, scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent
+                )
+                if decision.mode is Mode.LATENT and not verdict.latents_are_finite:
+                    decision = replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite")
+                if decision.reason in ("latents_not_finite", "score_not_finite"):
+                    self.hybrid.metrics.fallback(decision.reason)
+            self._settle(route, decision)
+            async with aclosing(self._answer(prompt, token_ids, sampling_params, request_id, key, route, kwargs)) as outputs:
+                async for output in outputs:
+                    finished = output.finished
+                    yield output
+        finally:
+            if wants_latents:
+                self._latent_permits.release()
+            if holds_latents and not finished:
+                self._release(key)
+
+    def _client_token_ids(self, prompt: Any) -> list[int] | None:
+        """X of a token prompt that may be routed; None for what is passed on as it is."""
+        if not isinstance(prompt, dict) or "prompt_token_ids" not in prompt:
+            return None
+        token_ids = list(prompt["prompt_token_ids"])
+        placeholder = self.hybrid.layout.placeholder
+        if placeholder is not None and placeholder in token_ids:
+            # Its rows in the prefix cache belong to latents.
+            raise VLLMValidationError(
+                f"The prompt contains the token {placeholder}, which is reserved for latents. Remove it.", parameter="prompt"
+            )
+        return token_ids if prompt.get("type", "token") == "token" else None
+
+    def _salted(self, prompt: Any) -> Any:
+        """The prompt with the bundle in its cache salt: blocks that hold latents are valid for one bundle only.
+
+        The count of lost latents is part of the salt, so that blocks of a request that ran without its latents are never read.
+        """
+        if self.hybrid.cache_salt is None or not isinstance(prompt, dict):
+            return prompt
+        return prompt | {"cache_salt": f"{self.hybrid.cache_salt}-{self._lost}-{prompt.get('cache_salt') or ''}"}
+
+    def _check(self, route: Route, token_ids: list[int], sampling_params: SamplingParams) -> None:
+        """Refuse what cannot be answered in the requested mode, before any work is done."""
+        hybrid = self.hybrid
+        if route.requested is Mode.LATENT and not hybrid.can_think_latent:
+            raise VLLMValidationError(
+                "This server has no reasoning network, so it cannot answer in latent mode. Start it with --bundle and a "
+                "bundle that has one (train it with `latentserve train sft`), or use mode=auto, explicit or direct.",
+                parameter="mode",
+            )
+        if route.num_latents is not None and not 0 < route.num_latents <= hybrid.max_latents:
+            raise VLLMValidationError(
+                f"num_latent_tokens must be between 1 and {hybrid.max_latents}, not {route.num_latents}.",
+                parameter="num_latent_tokens",
+            )
+        if sampling_params.prompt_logprobs is not None and route.requested is not Mode.EXPLICIT:
+            raise VLLMValidationError(
+                "prompt_logprobs needs mode=explicit: in the other modes the prompt is not all the client's.",
+                parameter="prompt_logprobs",
+            )
+        placeholder = hybrid.layout.placeholder
+        if placeholder is not None and placeholder in (sampling_params.allowed_token_ids or sampling_params.logit_bias or ()):
+            raise VLLMValidationError(f"The token {placeholder} is reserved for latents.", parameter="logit_bias")
+        longest = max(len(hybrid.layout.direct), len(hybrid.layout.explicit))
+        if hybrid.can_think_latent and route.requested in (Mode.LATENT, Mode.AUTO):
+            longest = len(hybrid.layout.latent(route.num_latents or hybrid.num_latents))
+        limit = self.model_config.max_model_len
+        if len(token_ids) + longest >= limit:
+            raise VLLMValidationError(
+                f"The prompt has {len(token_ids)} tokens and mode={route.requested} adds up to {longest}: more than the "
+                f"model's {limit} with room for an answer. Shorten the prompt, or ask for fewer latents.",
+                parameter="messages",
+            )
+
+    async def _read(
+        self, prompt: Any, token_ids: list[int], request_id: str, key: str, route: Route, kwargs: dict[str, Any]
+    ) -> tuple[Verdict, Scores]:
+        """Step 1: one prefill, whose hidden states the worker turns into scores and latents."""
+        started = time.perf_counter()
+        hybrid = self.hybrid
+        num_latents = (route.num_latents or hybrid.num_latents) if hybrid.can_think_latent else 0
+        has_verdict = hybrid.has_probe or num_latents > 0
+        role = Role("read", key, num_latents)
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0,
+            detokenize=False,
+            logprobs=Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS,
+            skip_reading_prefix_cache=hybrid.reads_all_positions or None,
+            extra_args=role.extra_args(),
+        )
+        # Without a probe the first token of a direct answer is the signal.
+        suffix = () if has_verdict else hybrid.layout.direct
+        read_prompt = prompt | {"prompt_token_ids": [*token_ids, *suffix]}
+        read_prompt.pop("prompt", None)
+        options = {name: kwargs[name] for name in ("lora_request", "trace_headers", "priority") if name in kwargs}
+        outputs = super().generate(read_prompt, params, f"{request_id}-read", **options)
+        async with aclosing(outputs):
+            async for output in outputs:
+                last = output
+        logprobs = last.outputs[0].logprobs
+        assert logprobs, "step 1 asks for log-probabilities"
+        values = [entry.logprob for entry in logprobs[0].values()]
+        route.read_seconds = time.perf_counter() - started
+        if not has_verdict:
+            return Verdict(True, 0.0), Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf))
+        verdict = Verdict.of(values)
+        route.network_seconds = verdict.network_seconds
+        return verdict, Scores(verdict.direct, verdict.latent, verdict.explicit)
+
+    async def latents_of(self, token_ids: list[int], num_latents: int) -> list[list[float]]:
+        """z of a prompt, (N, d), as the worker computes it; for the parity check and for looking inside."""
+        key = f"latents-of-{time.monotonic_ns()}"
+        route = Route(Mode.LATENT, num_latents)
+        try:
+            await self._read(self._salted({"type": "token"}), token_ids, key, key, route, {})
+            (z, *_) = await self.collective_rpc("latentserve_latents", args=(key,))
+            return z
+        finally:
+            self._release(key)
+
+    def _settle(self, route: Route, decision: Decision) -> None:
+        route.mode, route.score, route.threshold = decision.mode, decision.score, decision.threshold
+        route.reason = decision.reason
+        is_latent = decision.mode is Mode.LATENT
+        route.latent_tokens = (route.num_latents or self.hybrid.num_latents) if is_latent else 0
+
+    async def _answer(
+        self,
+        prompt: Any,
+        token_ids: list[int],
+        sampling_params: SamplingParams,
+        request_id: str,
+        key: str,
+        route: Route,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Step 3: the ordinary request, with the layout of the chosen mode after X."""
+        layout = self.hybrid.layout
+        if route.mode is Mode.LATENT:
+            suffix = layout.latent(route.latent_tokens)
+            role = Role("answer", key, route.latent_tokens, len(token_ids) + len(layout.before_latents), sampling_params.n)
+        else:
+            suffix = layout.direct if route.mode is Mode.DIRECT else layout.explicit
+            role = Role("forget", key, 0)  # latents that step 1 computed and the decision does not want
+        if route.requested in (Mode.LATENT, Mode.AUTO):
+            sampling_params.extra_args = (sampling_params.extra_args or {}) | role.extra_args()
+        if route.mode is not Mode.EXPLICIT:
+            kwargs = kwargs | {"reasoning_ended": True}  # a grammar constrains from the first token on
+        answer_prompt = prompt | {"prompt_token_ids": [*token_ids, *suffix]}
+        async with aclosing(super().generate(answer_prompt, sampling_params, request_id, **kwargs)) as outputs:
+            async for output in outputs:
+                if route.mode is Mode.LATENT and any(layout.placeholder in o.token_ids for o in output.outputs):
+                    self._lost += 1
+                    raise GenerationError("The engine lost the latents of this request. Try again.")
+                output.prompt_token_ids = token_ids  # the client's tokens: what usage counts
+                yield output
+
+    def _release(self, key: str) -> None:
+        """Drop latents that nobody will ask for, without waiting."""
+        task = asyncio.ensure_future(self.collective_rpc("latentserve_drop", args=([key],)))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())

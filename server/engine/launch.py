@@ -1,0 +1,105 @@
+"""Start vLLM with our engine: its flags, the defaults that hybrid reasoning needs, and its application."""
+
+from argparse import Namespace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from transformers import AutoTokenizer
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.layout import Layout
+from router.policy import Mode
+from server.engine.hybrid import HybridEngine
+from server.engine.parsers import routed_parsers
+from server.metrics import Metrics
+from server.settings import Settings
+
+CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
+
+
+class ConfigurationError(ValueError):
+    """Flags that cannot work together, with what to change."""
+
+
+def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | None) -> Namespace:
+    """vLLM's own flags on top of our defaults; a flag that the user gives wins."""
+    defaults = ["--model", settings.model, "--host", settings.host, "--port", str(settings.port)]
+    defaults += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
+    given = {flag.split("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+
+    def default(flag: str, *values: str) -> None:
+        if flag not in given:
+            defaults.extend([flag, *values])
+
+    default("--reasoning-parser", bundle.manifest.reasoning_parser if bundle else "qwen3")
+    if settings.device == "cpu":
+        default("--block-size", str(CPU_BLOCK_SIZE))
+    if settings.is_demo:
+        default("--served-model-name", "demo")
+        default("--tool-call-parser", "hermes")
+        default("--enable-auto-tool-choice")
+        default("--dtype", "float32" if settings.device == "cpu" else "bfloat16")
+        default("--max-model-len", "2048")
+        default("--enforce-eager")  # a model of three million parameters: starting faster beats compiling
+    parser = make_arg_parser(FlexibleArgumentParser(prog="latentserve serve"))
+    args = parser.parse_args([*defaults, *flags])
+    args.worker_extension_cls = "server.engine.worker.HybridWorker"
+    if args.served_model_name is None:
+        args.served_model_name = [args.model]
+    _refuse_unsupported(args)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _refuse_unsupported(args: Namespace) -> None:
+    for name, single in (("pipeline_parallel_size", 1), ("data_parallel_size", 1), ("api_server_count", None)):
+        value = getattr(args, name, single)
+        if value not in (single, 1):
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} {value} is not supported: the latents of a request live in one worker's memory, "
+                "beside the first and the last layer. Use tensor parallelism, or several servers behind a load balancer."
+            )
+    if getattr(args, "speculative_config", None):
+        raise ConfigurationError("Speculative decoding is not supported together with latents. Remove --speculative-config.")
+
+
+def add_aliases(args: Namespace, modes: Sequence[Mode]) -> None:
+    """Serve `name:mode` beside `name`, so that every client that can choose a model can choose a mode."""
+    args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
+
+
+@asynccontextmanager
+async def start_engine(args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics) -> AsyncIterator[HybridEngine]:
+    """The engine with the bundle installed in its worker; shut down on exit."""
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    engine = HybridEngine.from_vllm_config(
+        config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        enable_log_requests=engine_args.enable_log_requests,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+    try:
+        layout = bundle.manifest.layout if bundle else Layout()
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
+        await engine.install(bundle, layout.token_ids(tokenizer), settings.num_latent_tokens, metrics)
+        await engine.reset_mm_cache()
+        yield engine
+    finally:
+        engine.shutdown(timeout=config.shutdown_timeout)
+
+
+async def build_vllm_app(engine: HybridEngine, args: Namespace) -> FastAPI:
+    """vLLM's application on our engine: all of its endpoints."""
+    tasks = await engine.get_supported_tasks()
+    app = build_app(args, tasks, engine.model_config)
+    with routed_parsers():
+        await init_app_state(engine, app.state, args, tasks)
+    return app

@@ -1,0 +1,230 @@
+"""Our part of vLLM's worker: it reads hidden states, runs the reasoning network and the probe, and overlays latents.
+
+`HybridWorker` is vLLM's `worker_extension_cls`: its methods become methods of the worker that `collective_rpc` calls. It
+wraps three methods of the model runner:
+
+    _update_states   learns which requests are ours, and forgets those that ended
+    _model_forward   before: writes z over the placeholder rows of the input embeddings
+                     after: takes H_X of every `read` request whose prompt ends in this step, and runs the network and the probe once for all of them
+    _sample          writes each verdict into the log-probabilities of its request
+
+Under tensor parallelism every rank computes the same z from the same (all-gathered) hidden states.
+Shapes: B requests read in this step, T prompt tokens, N latent tokens, d hidden size.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.model import ReasoningNet
+from router.probe import Probe
+from server.engine.prompt import Role, Verdict
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import SamplerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+logger = logging.getLogger("vllm.latentserve.worker")
+
+
+class HybridWorker:
+    """Mixed into vLLM's worker class."""
+
+    if TYPE_CHECKING:
+        model_runner: GPUModelRunner
+        latentserve: "LatentOverlay"
+
+    def latentserve_install(self, bundle: str | None, capacity: int) -> None:
+        """Load the bundle and hook into the model runner. Called once, before the first request."""
+        loaded = Bundle.load(bundle) if bundle else None
+        self.latentserve = LatentOverlay(self.model_runner, loaded, capacity)
+
+    def latentserve_drop(self, keys: list[str]) -> None:
+        """Forget the latents of requests that will not be answered (the client left between the two steps)."""
+        self.latentserve.drop(keys)
+
+    def latentserve_state(self) -> dict[str, Any]:
+        """Counts for tests and debugging."""
+        return self.latentserve.state()
+
+    def latentserve_latents(self, key: str) -> list[list[float]] | None:
+        """z of a request in flight, as nested lists; for the parity check."""
+        z = self.latentserve.latents.get(key)
+        return None if z is None else z.float().tolist()
+
+
+class LatentOverlay:
+    """The latents of all requests in flight, and the hooks that compute and use them."""
+
+    def __init__(self, runner: "GPUModelRunner", bundle: Bundle | None, capacity: int) -> None:
+        self._runner, self._capacity = runner, capacity
+        self._net: ReasoningNet | None = bundle.reasoning_net() if bundle else None
+        self._probe: Probe | None = bundle.probe() if bundle else None
+        for module in (self._net, self._probe):
+            if module is not None:
+                # The network runs in the base's dtype; the probe is tiny, and its scores are compared with thresholds.
+                module.to(runner.device, runner.dtype if module is self._net else torch.float32).requires_grad_(False)
+        self._placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
+        self.latents: OrderedDict[str, Tensor] = OrderedDict()  # key → (N, d)
+        self._answers_left: dict[str, int] = {}  # key → answer requests that have not ended
+        self._roles: dict[str, Role] = {}  # engine request id → role
+        self._states: dict[str, list[Tensor]] = {}  # `read` request id → chunks of H_X
+        self._verdicts: dict[str, Verdict] = {}  # of this step
+        self._lost: set[str] = set()  # `answer` requests of this step whose latents are missing
+        self._steps_with_reads = 0
+        self._reads = 0
+        self._wrap()
+
+    def _wrap(self) -> None:
+        runner: Any = self._runner
+        update_states, model_forward, sample = runner._update_states, runner._model_forward, runner._sample
+
+        def wrapped_update_states(scheduler_output: "SchedulerOutput") -> Any:
+            self._track(scheduler_output)
+            return update_states(scheduler_output)
+
+        def wrapped_model_forward(*args: Any, **kwargs: Any) -> Any:
+            if self._roles:
+                self._overlay(kwargs.get("inputs_embeds"))
+            output = model_forward(*args, **kwargs)
+            if self._roles:
+                self._read(output if isinstance(output, Tensor) else output[0])
+            return output
+
+        def wrapped_sample(*args: Any, **kwargs: Any) -> "SamplerOutput":
+            output = sample(*args, **kwargs)
+            if self._verdicts or self._lost:
+                self._report(output)
+            return output
+
+        runner._update_states = wrapped_update_states
+        runner._model_forward = wrapped_model_forward
+        runner._sample = wrapped_sample
+
+    def _track(self, step: "SchedulerOutput") -> None:
+        for request_id in step.finished_req_ids:
+            self._states.pop(request_id, None)
+            role = self._roles.pop(request_id, None)
+            if role and role.kind == "answer" and role.key in self._answers_left:
+                self._answers_left[role.key] -= 1
+                if not self._answers_left[role.key]:
+                    self.drop([role.key])
+        for request in step.scheduled_new_reqs:
+            role = Role.of(request.sampling_params.extra_args if request.sampling_params else None)
+            if role and role.kind == "forget":
+                self.drop([role.key])
+            elif role:
+                self._roles[request.req_id] = role
+                if role.kind == "answer":
+                    self._answers_left.setdefault(role.key, role.copies)
+
+    def drop(self, keys: list[str]) -> None:
+        for key in keys:
+            self.latents.pop(key, None)
+            self._answers_left.pop(key, None)
+
+    def _rows(self, kind: str) -> list[tuple[int, str, Role, int, int, int]]:
+        """(index in the batch, request id, role, first row, end row, tokens computed before) of this step's requests."""
+        batch, bounds = self._runner.input_batch, self._runner.query_start_loc.np
+        rows = []
+        for index, request_id in enumerate(batch.req_ids):
+            role = self._roles.get(request_id)
+            if role and role.kind == kind:
+                computed = int(batch.num_computed_tokens_cpu[index])
+                rows.append((index, request_id, role, int(bounds[index]), int(bounds[index + 1]), computed))
+        return rows
+
+    def _overlay(self, inputs_embeds: Tensor | None) -> None:
+        """Write z over the placeholder rows that this step computes (all of them, or a chunk, or those of a recomputation)."""
+        for _, request_id, role, first, end, computed in self._rows("answer"):
+            begin = max(role.start, computed)  # positions in the prompt
+            stop = min(role.start + role.num_latents, computed + end - first)
+            if begin >= stop:
+                continue
+            z = self.latents.get(role.key)
+            if z is None or inputs_embeds is None:
+                # Never answer from placeholders: the first token tells the engine to fail this request.
+                logger.error("The latents of request %s are not in the worker.", request_id)
+                self._lost.add(request_id)
+                continue
+            rows = slice(first + begin - computed, first + stop - computed)
+            inputs_embeds[rows] = z[begin - role.start : stop - role.start].to(inputs_embeds.dtype)
+
+    @torch.inference_mode()
+    def _read(self, hidden_states: Tensor) -> None:
+        """Collect H_X chunk by chunk; where a prompt ends in this step, compute its verdict and its latents."""
+        ended: list[tuple[str, Role, Tensor]] = []
+        for _, request_id, role, first, end, computed in self._rows("read"):
+            if computed == 0 or request_id not in self._states:
+                self._states[request_id] = []  # a new prompt, or one that is computed again after a preemption
+            if first == end:
+                continue
+            length = self._runner.requests[request_id].num_prompt_tokens
+            self._states[request_id].append(hidden_states[first:end].clone())
+            if computed + end - first == length:
+                ended.append((request_id, role, torch.cat(self._states.pop(request_id))))
+        if ended:
+            self._steps_with_reads += 1
+            self._reads += len(ended)
+            self._think(ended)
+
+    def _think(self, ended: list[tuple[str, Role, Tensor]]) -> None:
+        """The network and the probe, once for all prompts that ended in this step."""
+        started = time.perf_counter()
+        length = max(len(states) for _, _, states in ended)
+        first = ended[0][2]
+        hidden_states = first.new_zeros(len(ended), length, first.shape[1])  # (B, T, d), padded on the left
+        mask = torch.zeros(len(ended), length, dtype=torch.bool, device=first.device)
+        for row, (_, _, states) in enumerate(ended):
+            hidden_states[row, length - len(states) :] = states
+            mask[row, length - len(states) :] = True
+        num_latents = max(role.num_latents for _, role, _ in ended)
+        z = self._net(hidden_states, mask, num_latents) if self._net is not None and num_latents else None  # (B, N, d)
+        scores = self._scores(hidden_states, mask, z)
+        finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
+        seconds = time.perf_counter() - started
+        for row, (request_id, role, _) in enumerate(ended):
+            self._verdicts[request_id] = Verdict(finite[row], seconds, **scores[row])
+            if z is not None and role.num_latents and finite[row]:
+                # A latent is a function of the latents before it only: fewer of them are a prefix.
+                self.latents[role.key] = z[row, : role.num_latents].clone()
+        while len(self.latents) > self._capacity:
+            key, _ = self.latents.popitem(last=False)
+            logger.warning("Dropped the latents of %s: more than %d requests hold latents.", key, self._capacity)
+
+    def _scores(self, hidden_states: Tensor, mask: Tensor, z: Tensor | None) -> list[dict[str, float]]:
+        if self._probe is None or (z is None and "latents" in self._probe.config.features):
+            return [{}] * len(hidden_states)
+        features = self._probe.features(hidden_states.float(), mask, None if z is None else z.float())
+        probabilities = self._probe(features).sigmoid().tolist()
+        return [dict(zip(self._probe.config.targets, row, strict=True)) for row in probabilities]
+
+    def _report(self, output: "SamplerOutput") -> None:
+        """Verdicts into the log-probabilities of their rows; the reserved token where latents were lost."""
+        for index, request_id in enumerate(self._runner.input_batch.req_ids):
+            if request_id in self._lost:
+                output.sampled_token_ids[index] = self._placeholder
+            verdict = self._verdicts.get(request_id)
+            if verdict is None or (self._net is None and self._probe is None):
+                continue  # without a bundle the log-probabilities themselves are the signal (first-token entropy)
+            assert output.logprobs_tensors is not None, "a `read` request asks for log-probabilities"
+            values = torch.tensor(verdict.values(), device=output.logprobs_tensors.logprobs.device)
+            output.logprobs_tensors.logprobs[index, : len(values)] = values
+            output.logprobs_tensors.logprob_token_ids[index, : len(values)] = torch.arange(len(values), dtype=torch.int32)
+        self._verdicts.clear()
+        self._lost.clear()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "latents": len(self.latents),
+            "roles": len(self._roles),
+            "partial_prompts": len(self._states),
+            "reads": self._reads,
+            "steps_with_reads": self._steps_with_reads,
+        }

@@ -1,0 +1,23 @@
+"""Errors that our own layer answers with; vLLM's layer maps its own (`vllm.exceptions`) to the same shape.
+
+    LatentserveError
+    └── BadRequest             400  the request contradicts itself, or asks for what is not there
+"""
+
+
+class LatentserveError(Exception):
+    status = 500
+    type = "InternalServerError"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param = message, param
+
+    def body(self) -> dict[str, object]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status}}
+
+
+class BadRequest(LatentserveError):
+    status = 400
+    type = "BadRequestError"

@@ -1,0 +1,68 @@
+"""`/ready`: a warm-up request in each mode, and a check that the engine sees what training saw."""
+
+import logging
+from dataclasses import asdict, dataclass, field
+
+import torch
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from vllm import SamplingParams
+
+from reasoning_net.bundle import Bundle
+from router.policy import Mode
+from server.engine.hybrid import HybridEngine
+from server.route import Route, current_route
+
+logger = logging.getLogger("vllm.latentserve.readiness")
+MIN_SIMILARITY = 0.99  # cosine; other dtypes and kernels stay above it, another base or tokenizer far below
+
+
+@dataclass(slots=True)
+class Readiness:
+    """What `/ready` says."""
+
+    ready: bool = False
+    warm_modes: list[str] = field(default_factory=list)
+    parity: float | None = None
+    """The least cosine similarity between the engine's latents and those in the bundle."""
+    problem: str | None = None
+
+    def mount(self, app: FastAPI) -> None:
+        @app.get("/ready")
+        async def ready() -> JSONResponse:
+            return JSONResponse(asdict(self), 200 if self.ready else 503)
+
+    async def check(self, engine: HybridEngine, bundle: Bundle | None, modes: list[Mode]) -> None:
+        """Warm up, compare, and open the gate. A bundle that does not match keeps it closed, with the figure."""
+        try:
+            parity = bundle.parity() if bundle else None
+            prompt = parity["prompt_token_ids"].tolist() if parity else [1, 2, 3]
+            for mode in modes:
+                await _warm_up(engine, prompt, mode)
+                self.warm_modes.append(mode)
+            if parity and "latents" in parity:
+                self.parity = await _parity(engine, prompt, parity["latents"])
+                if self.parity < MIN_SIMILARITY:
+                    raise ValueError(
+                        f"the engine's latents differ from the bundle's (cosine {self.parity:.3f} < {MIN_SIMILARITY}): "
+                        "was the bundle trained on this checkpoint, with this dtype and quantisation?"
+                    )
+            self.ready = True
+        except Exception as error:
+            self.problem = str(error) or repr(error)
+            logger.exception("Not ready.")
+
+
+async def _warm_up(engine: HybridEngine, prompt: list[int], mode: Mode) -> None:
+    current_route.set(Route(mode))
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    async for _ in engine.generate({"type": "token", "prompt_token_ids": prompt}, params, f"warm-up-{mode}"):
+        pass
+
+
+async def _parity(engine: HybridEngine, prompt: list[int], expected: Tensor) -> float:
+    z = torch.tensor(await engine.latents_of(prompt, len(expected)))
+    return float(cosine_similarity(z, expected.float(), dim=-1).min())
+
