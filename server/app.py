@@ -29,6 +29,7 @@ async def create_app(engine: HybridEngine, args: Namespace, settings: Settings, 
             ReasoningModes, default=settings.default_mode, latent_available=engine.hybrid.can_think_latent, metrics=metrics
         )
     )
+    app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     readiness.mount(app)
     return app
 
