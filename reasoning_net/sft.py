@@ -3,8 +3,9 @@
     latentserve train sft --model runs/base --output runs/sft
 
 Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ: a curriculum over
-the task's levels (the next level opens when the replies of the hardest open one are likely enough), and in the last part of the run each batch
-draws its number of latents, so that one network serves several budgets.
+the task's levels (the next level opens when the replies of the hardest open one are likely enough), and in the last part of the run half of the
+batches draw their number of latents, so that one network serves several budgets. Where a task knows the chain's intermediate results, an
+auxiliary loss reads them off the first latents for part of the run.
 """
 
 import random
@@ -13,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoConfig, AutoTokenizer
 
 from reasoning_net.demo.tokenizer import LATENT_TOKEN
@@ -27,6 +28,8 @@ from reasoning_net.tasks import TASKS, Example, Task
 from reasoning_net.training import Optimizer, OptimizerConfig, Run
 
 
+POOL_BATCHES = 8  # divides the steps between two saves, so that a resumed run draws the same pools
+_SHARPNESS = 12.0  # of the softmax over cosine similarities
 NESTED_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -43,7 +46,10 @@ class SftConfig:
     """Latents per question until the nested part of the run."""
     nested_sizes: tuple[int, ...] = NESTED_SIZES
     nested_from: float = 0.85
-    """From this share of the steps on, each batch draws its number of latents from `nested_sizes`."""
+    """From this share of the steps on, half of the batches draw their number of latents from `nested_sizes`."""
+    milestone_weight: float = 0.5
+    milestones_until: float = 0.6
+    """Weight of the auxiliary loss on the chain's intermediate results, and the share of the steps that it is used for."""
     start_level: int = 2
     next_level_nll: float = 0.5
     """The next level opens when the mean NLL (nats per reply) at the hardest open one is below this."""
@@ -76,9 +82,8 @@ def default_config(
         num_key_value_heads=hidden_size // 32,
     )
     nested = tuple(n for n in NESTED_SIZES if n <= max_latents) or (max_latents,)
-    placeholder = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(LATENT_TOKEN)
     return SftConfig(
-        model, output, net, Layout(placeholder_token_id=placeholder), steps=steps, batch_size=batch_size,
+        model, output, net, default_layout(model), steps=steps, batch_size=batch_size,
         num_latents=min(num_latents, max_latents), nested_sizes=nested, seed=seed,
     )  # fmt: skip
 
@@ -115,7 +120,7 @@ def main(config: SftConfig) -> None:
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
     task = TASKS[config.task]()
-    base = FrozenBase(config.model)
+    base = FrozenBase(config.model, dtype=torch.bfloat16)
     layout = config.layout.token_ids(base.tokenizer)
     net = ReasoningNet(config.net, embedding_rms(base.embed.weight))
     optimizer = Optimizer(net, config.optimizer, config.steps)
@@ -123,52 +128,104 @@ def main(config: SftConfig) -> None:
     run = Run(config.output / "run", net, optimizer, config.steps, "sft")
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])
+    pool: list[list[_Sample]] = []
     for step in run.steps():
         rng = random.Random(f"{config.seed}-{step}")
-        nested = step >= config.nested_from * config.steps
-        num_latents = rng.choice(config.nested_sizes) if nested else config.num_latents
+        pool = pool or draw_pool(task, base, rng, curriculum, config.batch_size)
+        batch = pool.pop()
+        num_latents = config.num_latents
+        if step >= config.nested_from * config.steps and rng.random() < 0.5:
+            num_latents = rng.choice(config.nested_sizes)
         # A larger budget gets a smaller batch, so that every step costs about the same.
-        size = max(8, config.batch_size * 2 * config.num_latents // (config.num_latents + num_latents))
-        batch = draw_batch(task, rng, curriculum, size)
+        batch = batch[: max(8, len(batch) * 2 * config.num_latents // (config.num_latents + num_latents))]
         with torch.autocast(base.device.type, torch.bfloat16):
-            prompt = base.read([base.prompt_ids(example.messages) for example in batch])
+            prompt = base.read([sample.prompt_ids for sample in batch])
             latents = net(prompt.hidden_states, prompt.mask, num_latents)
-            answers = answer_ids(base, batch)
+            answers = answer_ids(base, [sample.example.reply for sample in batch])
             logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
         nll = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=-100, reduction="none")
         nll = nll.view(answers.shape).sum(1)  # (B,), nats per reply
-        optimizer.step(nll.mean(), step)
-        curriculum.update([example.level for example in batch], nll.tolist())
+        hints = milestone_loss(base, latents, [sample.example.milestones for sample in batch])
+        weight = config.milestone_weight if step < config.milestones_until * config.steps else 0.0
+        optimizer.step(nll.mean() + weight * hints, step)
+        curriculum.update([sample.example.level for sample in batch], nll.tolist())
         run.extra = {"curriculum": curriculum.state_dict()}
-        run.report(step, nll=float(nll.detach().mean()), level=curriculum.open)
+        run.report(step, nll=float(nll.detach().mean()), hints=float(hints.detach()), level=curriculum.open)
         if (step + 1) % 200 == 0:
-            save(net, config.output)
-    save(net, config.output)
+            save(net, config)
+    save(net, config)
 
 
-def draw_batch(task: Task, rng: random.Random, curriculum: Curriculum, size: int) -> list[Example]:
-    """`size` examples of levels that the curriculum draws (and the small talk that comes with them)."""
-    batch: list[Example] = []
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    example: Example
+    prompt_ids: list[int]
+
+
+def draw_pool(task: Task, base: FrozenBase, rng: random.Random, curriculum: Curriculum, size: int) -> list[list[_Sample]]:
+    """`POOL_BATCHES` batches of `size`, prompts of like length together, in random order."""
     streams: dict[int, Iterator[Example]] = {}
-    while len(batch) < size:
+    samples: list[_Sample] = []
+    while len(samples) < POOL_BATCHES * size:
         level = curriculum.draw(rng)
         if level not in streams:
             streams[level] = task.examples(rng.getrandbits(32), "train", level)
         # The stream holds levels up to `level`: skip to one at it, or to an example outside the curriculum.
-        batch.append(next(example for example in streams[level] if example.level in (0, level)))
-    return batch
+        example = next(example for example in streams[level] if example.level in (0, level))
+        samples.append(_Sample(example, base.prompt_ids(example.messages)))
+    samples.sort(key=lambda sample: len(sample.prompt_ids))
+    batches = [samples[at : at + size] for at in range(0, len(samples), size)]
+    for batch in batches:
+        rng.shuffle(batch)
+    rng.shuffle(batches)
+    return batches
 
 
-def answer_ids(base: FrozenBase, batch: list[Example]) -> Tensor:
+def answer_ids(base: FrozenBase, replies: list[str]) -> Tensor:
     """Y with its end-of-turn token, (B, Y), −100 where there is none."""
-    rows = [[*base.tokenizer.encode(e.reply, add_special_tokens=False), int(base.tokenizer.eos_token_id)] for e in batch]
+    rows = [[*base.tokenizer.encode(reply, add_special_tokens=False), int(base.tokenizer.eos_token_id)] for reply in replies]
     ids = torch.full((len(rows), max(map(len, rows))), -100, device=base.device)
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
     return ids
 
 
-def save(net: ReasoningNet, output: Path) -> None:
-    """Write the network's weights in bf16."""
+def milestone_loss(base: FrozenBase, latents: Tensor, milestones: list[tuple[str, ...]]) -> Tensor:
+    """Cross-entropy of reading the j-th intermediate result off the j-th latent, by similarity to the base's embeddings.
+
+    Nothing constrains the latents after the last result. Results that are more than one token are left out.
+    """
+    targets = torch.full(latents.shape[:2], -100, device=latents.device)  # (B, N)
+    for row, texts in enumerate(milestones):
+        for slot, text in enumerate(texts[: latents.shape[1]]):
+            ids = base.tokenizer.encode(text, add_special_tokens=False)
+            if len(ids) == 1:
+                targets[row, slot] = ids[0]
+    if not bool((targets >= 0).any()):
+        return latents.sum() * 0.0
+    chosen = targets >= 0
+    similarity = normalize(latents[chosen].float(), dim=-1) @ normalize(base.embed.weight.float(), dim=-1).T
+    return cross_entropy(similarity * _SHARPNESS, targets[chosen])
+
+
+def save(net: ReasoningNet, config: SftConfig) -> None:
+    """Write the network's weights in bf16, its architecture and its layout."""
     weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in net.state_dict().items()}
-    save_file(weights, output / "reasoning_net.safetensors")
+    save_file(weights, config.output / "reasoning_net.safetensors")
+    (config.output / "config.json").write_text(config.net.model_dump_json(indent=2))
+    (config.output / "layout.json").write_text(config.layout.model_dump_json(indent=2))
+
+
+def load_net(output: Path | None, model: str) -> tuple[ReasoningNet | None, Layout]:
+    """The network and layout that `main` wrote; without an output no network, and the layout of the base's own tokens."""
+    if output is None:
+        return None, default_layout(model)
+    config = ReasoningNetConfig.model_validate_json((output / "config.json").read_text())
+    net = ReasoningNet(config)
+    net.load_state_dict({name: tensor.float() for name, tensor in load_file(output / "reasoning_net.safetensors").items()})
+    return net.eval().requires_grad_(False), Layout.model_validate_json((output / "layout.json").read_text())
+
+
+def default_layout(model: str) -> Layout:
+    """Qwen3's think tags, and the base's reserved token for latents."""
+    return Layout(placeholder_token_id=AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(LATENT_TOKEN))

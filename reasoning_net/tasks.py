@@ -23,6 +23,8 @@ class Example:
     level: int
     """Difficulty, from 1 to the task's `levels`: what a curriculum raises. 0: not part of it."""
     family: str
+    milestones: tuple[str, ...] = ()
+    """Intermediate results of the chain in order, where they are known: an auxiliary loss may use them in training."""
 
 
 class Task(Protocol):
@@ -44,18 +46,22 @@ class DemoTask:
         if split != "train":
             for question in questions(seed, split, max_steps=max_level or MAX_STEPS):
                 messages = [{"role": "user", "content": question.question}]
-                yield Example(messages, question.reply, str(question.answer), question.steps, question.family)
+                yield Example(messages, question.reply, str(question.answer), question.steps, question.family, _texts(question.values))
             return
         rng = random.Random(f"{split}-{seed}-{max_level}")
         while True:
             talk = conversation(rng, split, max_level or MAX_STEPS)
             asked = talk.question
             answer, level, family = (str(asked.answer), asked.steps, asked.family) if asked else ("", 0, "small talk")
-            yield Example(talk.messages, talk.reply, answer, level, family)
+            yield Example(talk.messages, talk.reply, answer, level, family, _texts(asked.values) if asked else ())
 
     def is_correct(self, reply: str, answer: str) -> bool:
         number = final_number(reply)
         return number is not None and str(number) == answer
+
+
+def _texts(values: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f" {value}" for value in values)
 
 
 TASKS: dict[str, type[Task]] = {"demo": DemoTask}

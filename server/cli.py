@@ -1,5 +1,6 @@
 """`latentserve …`: thin commands over the stages. Heavy imports wait for their command."""
 
+import asyncio
 import itertools
 import json
 import sys
@@ -102,6 +103,40 @@ def _summary(last: dict[str, object]) -> str:
     return f"[{route['mode']}: {route['reason']}{score}; {usage['completion_tokens']} tokens, {route['latent_tokens']} latents]"
 
 
+@app.command("eval")
+def evaluate(
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    n: Annotated[int, typer.Option(help="Held-out questions.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 2026,
+    modes: Annotated[str, typer.Option(help="Comma-separated; latent:64 fixes the number of latents.")] = "direct,latent,explicit,auto",
+    output: Annotated[Path | None, typer.Option(help="Write the records here, as JSON lines.")] = None,
+) -> None:
+    """Measure accuracy and generated tokens per mode on the demo's held-out questions, over HTTP."""
+    from reasoning_net.evaluate import Arm, EvalConfig, main, markdown
+
+    arms = tuple(Arm(mode, int(count) if count else None) for mode, _, count in (m.partition(":") for m in modes.split(",")))
+    try:
+        typer.echo(markdown(asyncio.run(main(EvalConfig(url, arms, n=n, seed=seed, output=output)))))
+    except httpx.HTTPError as error:
+        raise _fail(f"{url}: {error}") from None
+
+
+@app.command()
+def bench(
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    compare: Annotated[str | None, typer.Option(help="A plain vLLM server of the same model, to compare explicit mode with.")] = None,
+    requests: Annotated[int, typer.Option(help="Requests a mode and round.")] = 192,
+    rounds: Annotated[int, typer.Option(help="Rounds; the modes take turns in each.")] = 3,
+) -> None:
+    """Measure latency alone and throughput at concurrency 64 per mode, over HTTP, as ratios."""
+    from server.bench import BenchConfig, main, markdown
+
+    try:
+        typer.echo(markdown(asyncio.run(main(BenchConfig(url, compare, requests=requests, rounds=rounds)))))
+    except httpx.HTTPError as error:
+        raise _fail(f"{url}: {error}") from None
+
+
 @demo.command()
 def questions(
     n: Annotated[int, typer.Option(help="How many.")] = 10,
@@ -138,8 +173,8 @@ def sft(
     num_latents: Annotated[int, typer.Option(help="Latents per question until the nested part of the run.")] = 16,
     max_latents: Annotated[int, typer.Option(help="The most latents that the network can compute.")] = 256,
     conditioner: Annotated[str, typer.Option(help="all: every prompt position; last: the final one, as in the paper.")] = "all",
-    hidden_size: Annotated[int, typer.Option(help="Width of the network.")] = 192,
-    num_layers: Annotated[int, typer.Option(help="Depth of the network.")] = 4,
+    hidden_size: Annotated[int, typer.Option(help="Width of the network.")] = 160,
+    num_layers: Annotated[int, typer.Option(help="Depth of the network.")] = 6,
     batch_size: Annotated[int, typer.Option(help="Questions a step.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the data and the weights.")] = 0,
 ) -> None:
@@ -147,6 +182,24 @@ def sft(
     from reasoning_net.sft import default_config, main
 
     main(default_config(model, output, steps, num_latents, max_latents, conditioner, hidden_size, num_layers, batch_size, seed))
+
+
+@router.command()
+def fit(
+    output: Annotated[Path, typer.Option(help="Where the bundle goes.")],
+    net: Annotated[Path | None, typer.Option(help="Output of `train sft`; without it the bundle has a probe alone.")] = None,
+    model: Annotated[str, typer.Option(help="The frozen base.")] = str(DEMO_MODEL),
+    n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 6000,
+    num_latent_tokens: Annotated[int, typer.Option(help="Latents per question in serving.")] = 16,
+    explicit_accuracy: Annotated[float, typer.Option(help="Measured accuracy of explicit mode.")] = 0.97,
+    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Seed of the questions and the probe.")] = 1,
+) -> None:
+    """Fit the probe, choose the threshold of auto, and pack the bundle."""
+    from router.fit import FitConfig, main
+
+    report = main(FitConfig(model, net, output, n, num_latent_tokens, explicit_accuracy, max_loss, seed))
+    typer.echo(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Readiness:
     ready: bool = False
     warm_modes: list[str] = field(default_factory=list)
     parity: float | None = None
-    """The least cosine similarity between the engine's latents and those in the bundle."""
+    """The least cosine similarity between the engine's hidden states and latents, and the bundle's."""
     problem: str | None = None
 
     def mount(self, app: FastAPI) -> None:
@@ -42,12 +42,12 @@ class Readiness:
             for mode in modes:
                 await _warm_up(engine, prompt, mode)
                 self.warm_modes.append(mode)
-            if parity and "latents" in parity:
-                self.parity = await _parity(engine, prompt, parity["latents"])
+            if parity:
+                self.parity = await _parity(engine, prompt, parity)
                 if self.parity < MIN_SIMILARITY:
                     raise ValueError(
-                        f"the engine's latents differ from the bundle's (cosine {self.parity:.3f} < {MIN_SIMILARITY}): "
-                        "was the bundle trained on this checkpoint, with this dtype and quantisation?"
+                        f"the engine's hidden states or latents differ from the bundle's (cosine {self.parity:.3f} < "
+                        f"{MIN_SIMILARITY}): was the bundle trained on this checkpoint, with this dtype and quantisation?"
                     )
             self.ready = True
         except Exception as error:
@@ -62,7 +62,10 @@ async def _warm_up(engine: HybridEngine, prompt: list[int], mode: Mode) -> None:
         pass
 
 
-async def _parity(engine: HybridEngine, prompt: list[int], expected: Tensor) -> float:
-    z = torch.tensor(await engine.latents_of(prompt, len(expected)))
-    return float(cosine_similarity(z, expected.float(), dim=-1).min())
-
+async def _parity(engine: HybridEngine, prompt: list[int], expected: dict[str, Tensor]) -> float:
+    latents = expected.get("latents")
+    states, z = await engine.inspect(prompt, 0 if latents is None else len(latents))
+    pairs = [(torch.tensor(states[-1:]), expected["hidden_state"][None])]
+    if latents is not None:
+        pairs.append((torch.tensor(z), latents))
+    return min(float(cosine_similarity(ours, theirs.float(), dim=-1).min()) for ours, theirs in pairs)

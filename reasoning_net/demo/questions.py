@@ -41,6 +41,8 @@ class Question:
     answer: int
     family: str
     steps: int
+    values: tuple[int, ...]
+    """The asked quantity at the start and after each step."""
 
     def public_json(self) -> str:
         """One JSON line with what a client may see: question, answer, steps, family."""
@@ -149,6 +151,7 @@ def _counting(rng: random.Random, steps: int) -> Question:
     (name,), pronoun, strangers = _people(rng, 1)
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
     value = start = rng.randint(1, cap)
+    values = [start]
     text = [rng.choice((f"{name} has {_many(value, item)}.", f"{name} starts with {_many(value, item)}."))]
     lines, check, at = [f"I need the number of {item} of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
     phrases = {
@@ -167,9 +170,10 @@ def _counting(rng: random.Random, steps: int) -> Question:
         lines.append(f"{text[-1]} {value} {op} {n} = {after}.{_doubt(value, op, after)} Now {name} has {after}.")
         check += f" {op} {n} = {after},"
         value = after
+        values.append(value)
     text.append(rng.choice((f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?")))
     lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
-    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, item)}.", value, "counting", steps)
+    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, item)}.", value, "counting", steps, tuple(values))
 
 
 def _exchange(
@@ -207,6 +211,7 @@ def _exchanging(rng: random.Random, steps: int) -> Question:
     text = [" ".join(f"{name} has {_many(has[name], item)}." for name in people)]
     lines, check, at = [f"I need the number of {item} of {asked}.", f"At the start {state()}."], "", _Calendar(rng)
     start = has[asked]
+    values = [start]
     for counts in _schedule(rng, steps):
         if not counts:
             text.append(at(_nothing(rng, asked, item, strangers)))
@@ -227,9 +232,10 @@ def _exchanging(rng: random.Random, steps: int) -> Question:
             line += f" {taker}: {before} + {moved} = {has[taker]}."
             check += f" + {moved} = {has[taker]}," if taker == asked else ""
         lines.append(f"{line} Now {state()}.")
+        values.append(has[asked])
     text.append(rng.choice((f"How many {item} does {asked} have now?", f"What is the number of {item} that {asked} has at the end?")))
     lines.append(f"Let me check {asked} again: {start}{check} the same. So the answer is {has[asked]}.")
-    return Question(" ".join(text), "\n".join(lines), f"{asked} has {_many(has[asked], item)}.", has[asked], "exchanging", steps)
+    return Question(" ".join(text), "\n".join(lines), f"{asked} has {_many(has[asked], item)}.", has[asked], "exchanging", steps, tuple(values))
 
 
 def _buying(rng: random.Random, steps: int) -> Question:
@@ -238,6 +244,7 @@ def _buying(rng: random.Random, steps: int) -> Question:
     goods = rng.sample(_GOODS, 2)
     price = {plural: rng.randint(1, 5 if hard else 3) for _, plural in goods}
     value = start = rng.randint(12, cap)
+    values = [start]
     text = [" ".join(f"A {single} costs {_many(price[plural], 'coins')}." for single, plural in goods), f"{name} has {_many(value, 'coins')}."]
     lines, check, at = [f"I need the number of coins of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
     for counts in _schedule(rng, steps):
@@ -262,9 +269,10 @@ def _buying(rng: random.Random, steps: int) -> Question:
         lines.append(" ".join(filter(None, (text[-1], line, f"{value} {op} {cost} = {after}. Now {name} has {after}."))))
         check += f" {op} {cost} = {after},"
         value = after
+        values.append(value)
     text.append(rng.choice((f"How many coins does {name} have now?", f"How many coins are left for {name} at the end?")))
     lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
-    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, 'coins')}.", value, "buying", steps)
+    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, 'coins')}.", value, "buying", steps, tuple(values))
 
 
 _BUILDERS: dict[str, Callable[[random.Random, int], Question]] = {

@@ -53,16 +53,27 @@ class HybridEngine(AsyncLLM):
 
     hybrid: Hybrid
 
-    async def install(self, bundle: Bundle | None, layout: LayoutIds, num_latents: int | None, metrics: Metrics) -> None:
+    async def install(
+        self,
+        bundle: Bundle | None,
+        layout: LayoutIds,
+        metrics: Metrics,
+        *,
+        num_latents: int | None = None,
+        entropy_threshold: float = 0.5,
+    ) -> None:
         """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
         net = manifest.reasoning_net if manifest else None
         probe = manifest.probe if manifest else None
         max_latents = net.num_latent_tokens if net else 0
         conditions_on_all = bool(net and net.conditioner == "all") or bool(probe and set(probe.features) != {"last"})
+        thresholds = manifest.thresholds if manifest else Thresholds()
+        if thresholds.entropy is None:
+            thresholds = thresholds.model_copy(update={"entropy": entropy_threshold})
         self.hybrid = Hybrid(
             layout=layout,
-            thresholds=manifest.thresholds if manifest else Thresholds(entropy=math.inf),
+            thresholds=thresholds,
             num_latents=num_latents or (manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents),
             max_latents=max_latents,
             has_probe=probe is not None,
@@ -184,14 +195,7 @@ class HybridEngine(AsyncLLM):
         num_latents = (route.num_latents or hybrid.num_latents) if hybrid.can_think_latent else 0
         has_verdict = hybrid.has_probe or num_latents > 0
         role = Role("read", key, num_latents)
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0,
-            detokenize=False,
-            logprobs=Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS,
-            skip_reading_prefix_cache=hybrid.reads_all_positions or None,
-            extra_args=role.extra_args(),
-        )
+        params = self._read_params(role, Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS)
         # Without a probe the first token of a direct answer is the signal.
         suffix = () if has_verdict else hybrid.layout.direct
         read_prompt = prompt | {"prompt_token_ids": [*token_ids, *suffix]}
@@ -211,14 +215,28 @@ class HybridEngine(AsyncLLM):
         route.network_seconds = verdict.network_seconds
         return verdict, Scores(verdict.direct, verdict.latent, verdict.explicit)
 
-    async def latents_of(self, token_ids: list[int], num_latents: int) -> list[list[float]]:
-        """z of a prompt, (N, d), as the worker computes it; for the parity check and for looking inside."""
-        key = f"latents-of-{time.monotonic_ns()}"
-        route = Route(Mode.LATENT, num_latents)
+    def _read_params(self, role: Role, logprobs: int = Verdict.NUM_VALUES) -> SamplingParams:
+        skip = True if self.hybrid.reads_all_positions or role.keep_states else None
+        return SamplingParams(
+            max_tokens=1,
+            temperature=0,
+            detokenize=False,
+            logprobs=logprobs,
+            skip_reading_prefix_cache=skip,
+            extra_args=role.extra_args(),
+        )
+
+    async def inspect(self, token_ids: list[int], num_latents: int = 0) -> tuple[list[list[float]], list[list[float]] | None]:
+        """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""
+        key = f"inspect-{time.monotonic_ns()}"
+        role = Role("read", key, num_latents, keep_states=True)
+        params = self._read_params(role)
+        prompt = self._salted({"type": "token", "prompt_token_ids": token_ids})
         try:
-            await self._read(self._salted({"type": "token"}), token_ids, key, key, route, {})
-            (z, *_) = await self.collective_rpc("latentserve_latents", args=(key,))
-            return z
+            async for _ in super().generate(prompt, params, key):
+                pass
+            (result, *_) = await self.collective_rpc("latentserve_inspect", args=(key,))
+            return result
         finally:
             self._release(key)
 

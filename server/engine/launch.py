@@ -89,7 +89,13 @@ async def start_engine(args: Namespace, settings: Settings, bundle: Bundle | Non
     try:
         layout = bundle.manifest.layout if bundle else Layout()
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
-        await engine.install(bundle, layout.token_ids(tokenizer), settings.num_latent_tokens, metrics)
+        await engine.install(
+            bundle,
+            layout.token_ids(tokenizer),
+            metrics,
+            num_latents=settings.num_latent_tokens,
+            entropy_threshold=settings.entropy_threshold,
+        )
         await engine.reset_mm_cache()
         yield engine
     finally:

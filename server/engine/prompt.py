@@ -20,6 +20,8 @@ class Role:
     num_latents: int
     start: int = 0
     copies: int = 1
+    keep_states: bool = False
+    """Keep H_X for `latentserve_inspect`: parity checks."""
 
     def extra_args(self) -> dict[str, Any]:
         return {ROLE_KEY: asdict(self)}

@@ -53,10 +53,10 @@ class HybridWorker:
         """Counts for tests and debugging."""
         return self.latentserve.state()
 
-    def latentserve_latents(self, key: str) -> list[list[float]] | None:
-        """z of a request in flight, as nested lists; for the parity check."""
-        z = self.latentserve.latents.get(key)
-        return None if z is None else z.float().tolist()
+    def latentserve_inspect(self, key: str) -> tuple[list[list[float]], list[list[float]] | None]:
+        """H_X (T, d), and z (N, d) where there is a network, of a `read` request that asked to keep them."""
+        states, z = self.latentserve.kept_states.pop(key), self.latentserve.latents.get(key)
+        return states.float().tolist(), None if z is None else z.float().tolist()
 
 
 class LatentOverlay:
@@ -72,6 +72,7 @@ class LatentOverlay:
                 module.to(runner.device, runner.dtype if module is self._net else torch.float32).requires_grad_(False)
         self._placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
         self.latents: OrderedDict[str, Tensor] = OrderedDict()  # key → (N, d)
+        self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
         self._answers_left: dict[str, int] = {}  # key → answer requests that have not ended
         self._roles: dict[str, Role] = {}  # engine request id → role
         self._states: dict[str, list[Tensor]] = {}  # `read` request id → chunks of H_X
@@ -79,6 +80,7 @@ class LatentOverlay:
         self._lost: set[str] = set()  # `answer` requests of this step whose latents are missing
         self._steps_with_reads = 0
         self._reads = 0
+        self._preemptions = 0
         self._wrap()
 
     def _wrap(self) -> None:
@@ -108,6 +110,7 @@ class LatentOverlay:
         runner._sample = wrapped_sample
 
     def _track(self, step: "SchedulerOutput") -> None:
+        self._preemptions += len(step.preempted_req_ids or ())
         for request_id in step.finished_req_ids:
             self._states.pop(request_id, None)
             role = self._roles.pop(request_id, None)
@@ -190,6 +193,8 @@ class LatentOverlay:
         finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
         seconds = time.perf_counter() - started
         for row, (request_id, role, _) in enumerate(ended):
+            if role.keep_states:
+                self.kept_states[role.key] = ended[row][2]
             self._verdicts[request_id] = Verdict(finite[row], seconds, **scores[row])
             if z is not None and role.num_latents and finite[row]:
                 # A latent is a function of the latents before it only: fewer of them are a prefix.
@@ -226,5 +231,6 @@ class LatentOverlay:
             "roles": len(self._roles),
             "partial_prompts": len(self._states),
             "reads": self._reads,
+            "preemptions": self._preemptions,
             "steps_with_reads": self._steps_with_reads,
         }

@@ -1,0 +1,302 @@
+"""Every mode as a client of OpenAI's API uses it, against the real server."""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import product
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from reasoning_net.demo.questions import Question
+from reasoning_net.frozen import FrozenBase
+
+MODES = ("direct", "latent", "explicit")
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "count",
+        "description": "Count things.",
+        "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+    },
+}
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "answer",
+        "schema": {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False},
+    },
+}
+
+
+def ask(client: openai.OpenAI, question: Question | str, mode: str, **options: Any) -> Any:
+    text = question if isinstance(question, str) else question.question
+    options = {"temperature": 0, "model": "demo"} | options
+    extra = options.pop("extra_body", {}) | {"mode": mode}
+    return client.chat.completions.create(messages=[{"role": "user", "content": text}], extra_body=extra, **options)
+
+
+def collect(stream: Any) -> tuple[list[Any], dict[int, str], dict[int, str]]:
+    """(chunks, content per choice, reasoning per choice)."""
+    chunks = list(stream)
+    content: dict[int, str] = {}
+    reasoning: dict[int, str] = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            content[choice.index] = content.get(choice.index, "") + (choice.delta.content or "")
+            reasoning[choice.index] = reasoning.get(choice.index, "") + (getattr(choice.delta, "reasoning", None) or "")
+    return chunks, content, reasoning
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_streaming_and_whole_answers_agree(client: openai.OpenAI, asked: list[Question], mode: str) -> None:
+    whole = ask(client, asked[0], mode)
+    message = whole.choices[0].message
+    assert message.content
+    assert bool(message.reasoning) == (mode == "explicit")
+    assert whole.choices[0].finish_reason == "stop"
+    chunks, content, reasoning = collect(ask(client, asked[0], mode, stream=True, stream_options={"include_usage": True}))
+    assert content[0] == message.content
+    assert reasoning[0] == (message.reasoning or "")
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    for last in (whole, chunks[-1]):
+        assert last.route["mode"] == last.route["requested"] == mode
+        assert last.route["latent_tokens"] == (16 if mode == "latent" else 0)
+
+
+@pytest.mark.parametrize(("mode", "stream", "n"), list(product(MODES, (False, True), (1, 3))))
+def test_sampling_n_answers_with_logprobs(client: openai.OpenAI, asked: list[Question], mode: str, stream: bool, n: int) -> None:
+    options = {"n": n, "temperature": 0.8, "seed": 5, "logprobs": True, "top_logprobs": 2, "max_tokens": 12}
+    if stream:
+        chunks, content, reasoning = collect(ask(client, asked[1], mode, stream=True, **options))
+        assert set(content) == set(range(n))
+        assert all(content[i] or reasoning[i] for i in range(n))
+        assert any(choice.logprobs for chunk in chunks for choice in chunk.choices)
+        return
+    answer = ask(client, asked[1], mode, **options)
+    assert [choice.index for choice in answer.choices] == list(range(n))
+    for choice in answer.choices:
+        assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in choice.logprobs.content)
+    again = ask(client, asked[1], mode, **options)
+    assert [c.message.content for c in again.choices] == [c.message.content for c in answer.choices]
+
+
+@pytest.mark.parametrize(("mode", "stream"), list(product(MODES, (False, True))))
+def test_a_named_tool_is_called(client: openai.OpenAI, asked: list[Question], mode: str, stream: bool) -> None:
+    options: dict[str, Any] = {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "count"}}, "max_tokens": 600}
+    if stream:
+        chunks, _, _ = collect(ask(client, asked[2], mode, stream=True, **options))
+        calls = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or []]
+        name, arguments = calls[0].function.name, "".join(call.function.arguments or "" for call in calls)
+    else:
+        (call,) = ask(client, asked[2], mode, **options).choices[0].message.tool_calls
+        name, arguments = call.function.name, call.function.arguments
+    assert name == "count"
+    assert isinstance(json.loads(arguments)["n"], int)
+
+
+@pytest.mark.parametrize(("mode", "stream"), list(product(MODES, (False, True))))
+def test_structured_output_is_enforced_after_thinking(client: openai.OpenAI, asked: list[Question], mode: str, stream: bool) -> None:
+    if stream:
+        _, content, _ = collect(ask(client, asked[3], mode, stream=True, response_format=SCHEMA, max_tokens=900))
+        text = content[0]
+    else:
+        text = ask(client, asked[3], mode, response_format=SCHEMA, max_tokens=900).choices[0].message.content
+    assert json.loads(text)["n"] in (1, 2, 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stop_and_max_tokens(client: openai.OpenAI, asked: list[Question], mode: str) -> None:
+    full = ask(client, asked[4], mode)
+    short = ask(client, asked[4], mode, max_tokens=2)
+    assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 2)
+    word = full.choices[0].message.content.split()[1]  # "has"
+    stopped = ask(client, asked[4], mode, stop=[f" {word}"])
+    assert f" {word}" not in (stopped.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_usage_counts_the_clients_tokens(client: openai.OpenAI, base: FrozenBase, asked: list[Question], mode: str) -> None:
+    answer = ask(client, asked[5], mode)
+    usage, message = answer.usage, answer.choices[0].message
+    assert usage.prompt_tokens == len(base.prompt_ids([{"role": "user", "content": asked[5].question}]))
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.prompt_tokens_details.latent_tokens == (16 if mode == "latent" else 0)
+    thinking = len(base.tokenizer.encode(message.reasoning)) if message.reasoning else 0
+    assert abs(usage.completion_tokens_details.reasoning_tokens - thinking) <= 1
+
+
+def test_multi_turn_conversations(client: openai.OpenAI, asked: list[Question]) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "You solve word problems."},
+        {"role": "user", "content": asked[6].question},
+        {"role": "assistant", "content": asked[6].reply, "reasoning_content": asked[6].chain},
+        {"role": "user", "content": asked[7].question},
+    ]
+    for mode in MODES:
+        answer = client.chat.completions.create(model="demo", messages=messages, temperature=0, extra_body={"mode": mode})
+        assert answer.choices[0].message.content
+
+
+def test_auto_says_why(client: openai.OpenAI, asked: list[Question]) -> None:
+    chosen = set()
+    for question in asked[:24]:
+        route = ask(client, question, "auto").route
+        assert route["requested"] == "auto"
+        assert (route["score"] >= route["threshold"]) == (route["mode"] == "latent")
+        assert route["reason"] == ("probe_confident" if route["mode"] == "latent" else "probe_doubtful")
+        chosen.add(route["mode"])
+    assert chosen == {"latent", "explicit"}
+
+
+def test_the_number_of_latents_can_be_chosen(client: openai.OpenAI, asked: list[Question]) -> None:
+    for count in (1, 64, 256):
+        route = ask(client, asked[0], "latent", extra_body={"num_latent_tokens": count}).route
+        assert route["latent_tokens"] == count
+    for count in (0, 257, "many"):
+        with pytest.raises(openai.BadRequestError, match="num_latent_tokens"):
+            ask(client, asked[0], "latent", extra_body={"num_latent_tokens": count})
+
+
+def test_aliases_headers_and_precedence(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
+    assert {"demo", "demo:auto", "demo:direct", "demo:latent", "demo:explicit"} == {model.id for model in client.models.list()}
+    messages: Any = [{"role": "user", "content": asked[0].question}]
+    raw = client.chat.completions.with_raw_response.create(model="demo:latent", messages=messages, temperature=0)
+    assert raw.headers["X-Reasoning-Mode"] == "latent"
+    assert 0 <= float(raw.headers["X-Reasoning-Score"]) <= 1
+    by_header = client.chat.completions.with_raw_response.create(
+        model="demo", messages=messages, extra_headers={"X-Reasoning-Mode": "direct"}, stream=True
+    )
+    assert by_header.headers["X-Reasoning-Mode"] == "direct"
+    by_effort: Any = client.chat.completions.create(model="demo", messages=messages, reasoning_effort="none")
+    assert by_effort.route["mode"] == "direct"
+    body = {"model": "demo", "messages": messages}
+    assert httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60).json()["route"]["requested"] == "auto"
+
+
+def test_the_other_endpoints_have_modes_too(server: str, asked: list[Question]) -> None:
+    text = asked[0].question
+    for mode in MODES:
+        header = {"X-Reasoning-Mode": mode}
+        response = httpx.post(f"{server}/v1/responses", json={"model": "demo", "input": text}, headers=header, timeout=60)
+        assert response.status_code == 200, response.text
+        assert response.headers["X-Reasoning-Mode"] == response.json()["route"]["mode"] == mode
+        kinds = {item["type"] for item in response.json()["output"]}
+        assert ("reasoning" in kinds) == (mode == "explicit")
+        anthropic = {"model": "demo", "max_tokens": 600, "messages": [{"role": "user", "content": text}]}
+        response = httpx.post(f"{server}/v1/messages", json=anthropic, headers=header, timeout=60)
+        assert response.status_code == 200, response.text
+        assert response.headers["X-Reasoning-Mode"] == mode
+    plain = httpx.post(f"{server}/v1/completions", json={"model": "demo", "prompt": "Ann has", "max_tokens": 4}, timeout=60)
+    assert plain.status_code == 200
+    assert "route" not in plain.json()
+    tokens = httpx.post(f"{server}/tokenize", json={"model": "demo", "prompt": text}, timeout=60)
+    assert tokens.json()["count"] > 10
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"mode": "explicit", "reasoning_effort": "none"}, "mode"),
+        ({"mode": "quick"}, "mode"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"mode": "latent", "continue_final_message": True, "add_generation_prompt": False}, "add_generation_prompt"),
+        ({"mode": "latent", "prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"vllm_xargs": {"latentserve": 1}}, "vllm_xargs"),
+    ],
+)
+def test_refusals_have_openais_shape(server: str, body: dict[str, Any], param: str) -> None:
+    request = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]} | body
+    response = httpx.post(f"{server}/v1/chat/completions", json=request, timeout=60)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert set(error) >= {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (400, param)
+
+
+def test_reserved_tokens_in_a_prompt_are_refused(server: str, base: FrozenBase) -> None:
+    reserved = base.tokenizer.convert_tokens_to_ids("<|latent|>")
+    chat = {"model": "demo", "messages": [{"role": "user", "content": "Hello <|latent|>"}]}
+    bias = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "logit_bias": {str(reserved): 100}}
+    tokens = {"model": "demo", "prompt": [5, reserved, 6], "max_tokens": 2}
+    for path, body in (("chat/completions", chat), ("chat/completions", bias), ("completions", tokens)):
+        response = httpx.post(f"{server}/v1/{path}", json=body, timeout=60)
+        assert response.status_code == 400, response.text
+        assert "reserved" in response.json()["error"]["message"]
+
+
+def test_malformed_requests_get_vllms_errors(server: str) -> None:
+    assert httpx.post(f"{server}/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+    missing = httpx.post(f"{server}/v1/chat/completions", json={"model": "nobody", "messages": [{"role": "user", "content": "x"}]})
+    assert missing.status_code == 404
+    long = httpx.post(
+        f"{server}/v1/chat/completions", json={"model": "demo", "mode": "latent", "messages": [{"role": "user", "content": "a b " * 4000}]}
+    )
+    assert long.status_code == 400
+
+
+@pytest.mark.parametrize("mode", [*MODES, "auto"])
+def test_penalties_do_not_leak_between_requests(client: openai.OpenAI, asked: list[Question], mode: str) -> None:
+    options = {"frequency_penalty": 1.5, "presence_penalty": 1.0, "max_tokens": 40, "extra_body": {"repetition_penalty": 1.3}}
+    first = ask(client, asked[8], mode, **options).choices[0].message
+    ask(client, asked[9], mode, **options)
+    ask(client, asked[10], "explicit", max_tokens=60)
+    again = ask(client, asked[8], mode, **options).choices[0].message
+    assert (again.content, again.reasoning) == (first.content, first.reasoning)
+
+
+def metric(server: str, name: str, **labels: str) -> float:
+    total = 0.0
+    for line in httpx.get(f"{server}/metrics", timeout=30).text.splitlines():
+        if line.startswith(name + "{") and all(f'{key}="{value}"' in line for key, value in labels.items()):
+            total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+@pytest.mark.parametrize("mode", [*MODES, "auto"])
+def test_a_client_that_leaves_stops_the_work(server: str, mode: str, asked: list[Question]) -> None:
+    body = {"model": "demo", "mode": mode, "stream": True, "ignore_eos": True, "max_tokens": 1500}
+    body |= {"messages": [{"role": "user", "content": asked[11].question}]}
+    with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=60) as response:
+        next(response.iter_lines())
+        assert metric(server, "vllm:num_requests_running") >= 1
+    deadline = time.monotonic() + 10
+    while metric(server, "vllm:num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert metric(server, "vllm:num_requests_running") == 0
+
+
+def test_prefix_of_the_question_is_reused(client: openai.OpenAI, asked: list[Question]) -> None:
+    text = f"This question is asked for the first time. {asked[12].question} {asked[13].question}"
+    usage = ask(client, text, "latent").usage
+    full_blocks = usage.prompt_tokens // 32 * 32
+    assert full_blocks >= 64
+    assert usage.prompt_tokens_details.cached_tokens >= 0.9 * full_blocks
+
+
+def test_metrics_count_modes_and_stages(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
+    before = metric(server, "latentserve_requests_total", mode="latent")
+    reads = metric(server, "latentserve_stage_seconds_count", stage="read", mode="latent")
+    ask(client, asked[14], "latent")
+    assert metric(server, "latentserve_requests_total", mode="latent") == before + 1
+    assert metric(server, "latentserve_stage_seconds_count", stage="read", mode="latent") == reads + 1
+    assert metric(server, "latentserve_stage_seconds_sum", stage="network", mode="latent") > 0
+
+
+def test_health_and_readiness(server: str) -> None:
+    assert httpx.get(f"{server}/health").status_code == 200
+    ready = httpx.get(f"{server}/ready").json()
+    assert ready["ready"]
+    assert ready["parity"] > 0.99
+    assert set(ready["warm_modes"]) == {"auto", "latent", "explicit", "direct"}
+
+
+def test_ask_from_the_command_line(server: str, asked: list[Question]) -> None:
+    command = [sys.executable, "-m", "server.cli", "ask", "-", "--mode", "latent", "--url", server]
+    result = subprocess.run(command, input=asked[0].question, capture_output=True, text=True, timeout=60, check=True)
+    assert asked[0].reply.split()[0] in result.stdout
+    assert "[latent: requested" in result.stderr

@@ -1,0 +1,79 @@
+"""Starting: what can go wrong says so, and a server without a bundle is useful."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from reasoning_net.demo.questions import Question
+from server.settings import DEMO_BUNDLE, DEMO_MODEL
+from tests.conftest import running_server
+
+
+def start(*flags: str) -> str:
+    """The last words of a server that cannot start."""
+    result = subprocess.run(
+        [sys.executable, "-m", "server.cli", "serve", *flags], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    assert "there is no model in" in start("--model", str(tmp_path))
+
+
+def test_missing_bundle(tmp_path: Path) -> None:
+    assert "has no bundle.json" in start("--bundle", str(tmp_path))
+
+
+def test_bundle_of_another_base(tmp_path: Path) -> None:
+    other = tmp_path / "bundle"
+    shutil.copytree(DEMO_BUNDLE, other)
+    manifest = json.loads((other / "bundle.json").read_text())
+    manifest["base"]["hidden_size"] = 4096
+    (other / "bundle.json").write_text(json.dumps(manifest))
+    assert "hidden_size: bundle 4096, model 192" in start("--bundle", str(other))
+
+
+def test_unknown_bundle_field(tmp_path: Path) -> None:
+    other = tmp_path / "bundle"
+    shutil.copytree(DEMO_BUNDLE, other)
+    manifest = json.loads((other / "bundle.json").read_text()) | {"surprise": 1}
+    (other / "bundle.json").write_text(json.dumps(manifest))
+    assert "surprise" in start("--bundle", str(other))
+
+
+def test_occupied_port() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        assert f"port {port} on 127.0.0.1 is in use" in start("--port", str(port))
+
+
+@pytest.mark.parametrize("flags", [["--pipeline-parallel-size", "2"], ["--data-parallel-size", "2"]])
+def test_unsupported_parallelism(flags: list[str]) -> None:
+    assert "is not supported" in start(*flags)
+
+
+def test_without_a_bundle_entropy_routes_and_latent_is_refused(tmp_path: Path, asked: list[Question]) -> None:
+    model = tmp_path / "base"
+    shutil.copytree(DEMO_MODEL, model)
+    flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager")
+    with running_server(tmp_path / "log.txt", *flags) as url:
+        assert {m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]} == {"plain", "plain:auto", "plain:direct", "plain:explicit"}
+        body = {"model": "plain", "messages": [{"role": "user", "content": asked[0].question}], "temperature": 0}
+        latent = httpx.post(f"{url}/v1/chat/completions", json=body | {"mode": "latent"}, timeout=60)
+        assert latent.status_code == 400
+        assert "no reasoning network" in latent.json()["error"]["message"]
+        route = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["route"]
+        assert route["mode"] in ("direct", "explicit")
+        assert route["reason"] in ("entropy_low", "entropy_high")
+        assert route["score"] >= 0

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reasoning_net.bundle import Bundle, BundleError
+from reasoning_net.pack import pack
+from reasoning_net.sft import default_config
+from reasoning_net.model import ReasoningNet
+from router.policy import Thresholds
+from router.probe import Probe, ProbeConfig
+
+MESSAGES = [{"role": "user", "content": "Ann has 5 pens. How many pens does Ann have now?"}]
+
+
+@pytest.fixture
+def packed(tiny_base: Path, tmp_path: Path) -> Bundle:
+    config = default_config(str(tiny_base), tmp_path, 1, 4, 8, "all", 32, 1, 8, 0)
+    probe = Probe(ProbeConfig(base_hidden_size=64))
+    return pack(
+        str(tiny_base), tmp_path / "bundle", config.layout, net=ReasoningNet(config.net), num_latent_tokens=4, probe=probe,
+        thresholds=Thresholds(latent=0.5), parity_messages=MESSAGES,
+    )  # fmt: skip
+
+
+def test_what_was_packed_is_loaded(packed: Bundle, tiny_base: Path) -> None:
+    packed.check_base(str(tiny_base))
+    net, probe, parity = packed.reasoning_net(), packed.probe(), packed.parity()
+    assert net is not None and probe is not None and parity is not None  # noqa: PT018
+    assert parity["latents"].shape == (8, 64)
+    assert parity["hidden_state"].shape == (64,)
+    assert packed.fingerprint() == Bundle.load(packed.directory).fingerprint()
+
+
+def test_every_part_is_optional(tiny_base: Path, tmp_path: Path) -> None:
+    config = default_config(str(tiny_base), tmp_path, 1, 4, 8, "all", 32, 1, 8, 0)
+    alone = pack(str(tiny_base), tmp_path / "bundle", config.layout, probe=Probe(ProbeConfig(base_hidden_size=64)), parity_messages=MESSAGES)
+    assert alone.reasoning_net() is None
+    assert alone.probe() is not None
+
+
+def change(bundle: Bundle, **fields: object) -> None:
+    path = bundle.directory / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"format_version": 99}, "version 99"), ({"colour": "red"}, "colour"), ({"layout": {"direct": 3}}, "layout.direct")],
+)
+def test_unreadable_manifests_say_what_is_wrong(packed: Bundle, fields: dict[str, object], message: str) -> None:
+    change(packed, **fields)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(packed.directory)
+
+
+def test_missing_and_misfit_weights(packed: Bundle) -> None:
+    config = packed.manifest.reasoning_net
+    assert config is not None
+    change(packed, reasoning_net=config.model_dump() | {"hidden_size": 64})
+    with pytest.raises(BundleError, match="does not fit"):
+        Bundle.load(packed.directory).reasoning_net()
+    (packed.directory / "probe.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"probe\.safetensors is missing"):
+        Bundle.load(packed.directory)
+
+
+def test_another_base_is_refused_by_name_of_what_differs(packed: Bundle, tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + torch.tensor(0.5, dtype=torch.bfloat16)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BundleError, match="weights: bundle"):
+        packed.check_base(str(other))

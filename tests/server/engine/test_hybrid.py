@@ -1,0 +1,201 @@
+"""The engine under stress, compared with transformers: chunked prefill, many different requests at once, preemption.
+
+The KV cache of this engine holds a fraction of what 32 requests need, and a step computes 96 tokens at most.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import GenerationError, VLLMValidationError
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.demo.questions import Question
+from reasoning_net.frozen import FrozenBase
+from router.policy import Mode
+from server.engine.hybrid import HybridEngine
+from server.metrics import Metrics
+from server.route import Route, current_route
+from server.settings import DEMO_MODEL
+
+NUM_LATENTS = 16
+MAX_TOKENS = 24
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture(scope="session")
+async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIterator[HybridEngine]:
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    args = AsyncEngineArgs(
+        str(DEMO_MODEL),
+        dtype="float32",
+        enable_prompt_embeds=True,
+        enforce_eager=True,
+        max_model_len=1024,
+        block_size=32,
+        num_gpu_blocks_override=48,
+        max_num_batched_tokens=96,
+        max_num_seqs=32,
+        worker_extension_cls="server.engine.worker.HybridWorker",
+    )
+    engine = HybridEngine.from_engine_args(args)
+    await engine.install(bundle, bundle.manifest.layout.token_ids(base.tokenizer), metrics, num_latents=NUM_LATENTS)
+    yield engine
+    engine.shutdown()
+
+
+async def generate(engine: HybridEngine, token_ids: list[int], mode: Mode, name: str, **params: Any) -> tuple[Route, list[int]]:
+    """Greedy; in a task of its own, so that each request has its own route."""
+
+    async def run() -> tuple[Route, list[int]]:
+        route = Route(mode)
+        current_route.set(route)
+        options = {"max_tokens": MAX_TOKENS, "temperature": 0} | params
+        async for output in engine.generate({"type": "token", "prompt_token_ids": token_ids}, SamplingParams(**options), name):
+            last = output
+        return route, list(last.outputs[0].token_ids)
+
+    return await asyncio.create_task(run())
+
+
+@pytest.fixture(scope="session")
+def prompts(base: FrozenBase, asked: list[Question]) -> list[list[int]]:
+    return [base.prompt_ids([{"role": "user", "content": question.question}]) for question in asked[:32]]
+
+
+@pytest.fixture(scope="session")
+def expected(base: FrozenBase, bundle: Bundle, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    """What transformers computes for each prompt alone."""
+    net, layout = bundle.reasoning_net(), bundle.manifest.layout.token_ids(base.tokenizer)
+    results = []
+    for token_ids in prompts:
+        prompt = base.read([token_ids])
+        with torch.no_grad():
+            z = net(prompt.hidden_states, prompt.mask, NUM_LATENTS)
+        direct = base.embed(torch.tensor([layout.direct]))
+        results.append(
+            {
+                "states": prompt.hidden_states[0],
+                "z": z[0],
+                Mode.LATENT: base.generate(base.read([token_ids]), base.prefix(layout, z), MAX_TOKENS)[0],
+                Mode.DIRECT: base.generate(base.read([token_ids]), direct, MAX_TOKENS)[0],
+            }
+        )
+    return results
+
+
+async def test_hidden_states_and_latents_equal_transformers(
+    engine: HybridEngine, prompts: list[list[int]], expected: list[dict[str, Any]]
+) -> None:
+    alone = [await engine.inspect(prompts[0], NUM_LATENTS)]
+    together = await asyncio.gather(*(engine.inspect(token_ids, NUM_LATENTS) for token_ids in prompts))
+    for want, (states, z) in zip([expected[0], *expected], [*alone, *together], strict=True):
+        assert torch.tensor(states).shape == want["states"].shape
+        assert cosine_similarity(torch.tensor(states), want["states"], dim=-1).min() > 0.9999
+        assert cosine_similarity(torch.tensor(z), want["z"], dim=-1).min() > 0.999
+
+
+async def test_greedy_tokens_equal_transformers_for_32_at_once(
+    engine: HybridEngine, prompts: list[list[int]], expected: list[dict[str, Any]], base: FrozenBase
+) -> None:
+    end = base.tokenizer.eos_token_id
+    modes = (Mode.LATENT, Mode.DIRECT)
+    requests = [(i, mode) for i in range(len(prompts)) for mode in modes]
+    preempted = await preemptions(engine)
+    # Explicit requests fill the cache and are preempted, and preempt.
+    crowd = [generate(engine, prompts[i], Mode.EXPLICIT, f"crowd-{i}", max_tokens=200, ignore_eos=True) for i in range(16)]
+    answers = await asyncio.gather(*crowd, *(generate(engine, prompts[i], mode, f"many-{i}-{mode}") for i, mode in requests))
+    assert await preemptions(engine) > preempted, "the cache was large enough: this test tests nothing"
+    for (i, mode), (route, tokens) in zip(requests, answers[len(crowd) :], strict=True):
+        assert route.mode is mode
+        assert [token for token in tokens if token != end] == expected[i][mode]
+
+
+async def preemptions(engine: HybridEngine) -> int:
+    def count(worker: Any) -> int:
+        return int(worker.latentserve.state()["preemptions"])
+
+    (value, *_) = await engine.collective_rpc(count)
+    return value
+
+
+async def test_reads_are_batched_per_engine_step(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    (before, *_) = await engine.collective_rpc("latentserve_state")
+    short = [token_ids[-12:] for token_ids in prompts]  # several fit in a step of 96 tokens
+    await asyncio.gather(*(generate(engine, token_ids, Mode.LATENT, f"batched-{i}", max_tokens=1) for i, token_ids in enumerate(short)))
+    (after, *_) = await engine.collective_rpc("latentserve_state")
+    assert after["reads"] - before["reads"] == len(short)
+    assert after["steps_with_reads"] - before["steps_with_reads"] < len(short) / 2
+
+
+async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    await asyncio.gather(*(generate(engine, prompts[i], Mode.AUTO, f"kept-{i}", n=1) for i in range(8)))
+    leaving = [asyncio.create_task(generate(engine, prompts[i], Mode.LATENT, f"leaving-{i}", max_tokens=500, ignore_eos=True)) for i in range(8)]
+    await asyncio.sleep(0.05)
+    for task in leaving:
+        task.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    for attempt in range(50):
+        await generate(engine, prompts[0], Mode.DIRECT, f"flush-{attempt}", max_tokens=1)  # an engine step reports finished requests
+        (state, *_) = await engine.collective_rpc("latentserve_state")
+        if not (state["latents"] or state["partial_prompts"]):
+            break
+        await asyncio.sleep(0.05)
+    assert (state["latents"], state["partial_prompts"]) == (0, 0)
+
+
+async def test_lost_latents_fail_their_request_and_poison_nothing(
+    engine: HybridEngine, prompts: list[list[int]], expected: list[dict[str, Any]], base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = engine._read
+
+    async def read_and_lose(*args: Any) -> Any:
+        result = await read(*args)
+        await engine.collective_rpc("latentserve_drop", args=([args[3]],))
+        return result
+
+    monkeypatch.setattr(engine, "_read", read_and_lose)
+    with pytest.raises(GenerationError, match="latents"):
+        await generate(engine, prompts[1], Mode.LATENT, "lost")
+    monkeypatch.undo()
+    _, tokens = await generate(engine, prompts[1], Mode.LATENT, "found")
+    assert [token for token in tokens if token != base.tokenizer.eos_token_id] == expected[1][Mode.LATENT]
+
+
+async def test_latents_that_are_not_finite_fall_back_to_explicit(engine: HybridEngine, prompts: list[list[int]], base: FrozenBase) -> None:
+    def spoil(worker: Any) -> float:
+        scale = worker.latentserve._net.scale
+        before = float(scale)
+        scale.fill_(float("nan"))
+        return before
+
+    (before, *_) = await engine.collective_rpc(spoil)
+    try:
+        route, tokens = await generate(engine, prompts[2], Mode.LATENT, "not-finite", max_tokens=4)
+        assert (route.mode, route.reason, route.latent_tokens) == (Mode.EXPLICIT, "latents_not_finite", 0)
+        assert base.tokenizer.decode(tokens).startswith("<think>")
+        route, _ = await generate(engine, prompts[2], Mode.AUTO, "not-finite-auto", max_tokens=4)
+        assert route.mode is Mode.EXPLICIT
+    finally:
+
+        def mend(worker: Any) -> None:
+            worker.latentserve._net.scale.fill_(before)
+
+        await engine.collective_rpc(mend)
+
+
+async def test_reserved_tokens_are_refused(engine: HybridEngine, bundle: Bundle, prompts: list[list[int]]) -> None:
+    reserved = bundle.manifest.layout.placeholder_token_id
+    for mode in Mode:
+        with pytest.raises(VLLMValidationError, match="reserved"):
+            await generate(engine, [*prompts[0], reserved], mode, f"reserved-{mode}")
