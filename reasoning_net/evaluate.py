@@ -1,6 +1,6 @@
 """Accuracy over HTTP: ask a running server a task's held-out questions in each mode, and grade the replies.
 
-    latentserve eval --url http://127.0.0.1:8000 --n 600 --seed 2026
+latentserve eval --url http://127.0.0.1:8000 --n 600 --seed 2026
 """
 
 import asyncio
@@ -63,7 +63,9 @@ async def main(config: EvalConfig) -> list[Record]:
             gate = asyncio.Semaphore(config.concurrency)
             progress = tqdm(total=len(examples), desc=str(arm), unit="question")
 
-            async def answer(example: Example, arm: Arm = arm, progress: tqdm = progress, gate: asyncio.Semaphore = gate) -> Record:
+            async def answer(
+                example: Example, arm: Arm = arm, progress: tqdm = progress, gate: asyncio.Semaphore = gate
+            ) -> Record:
                 body: dict[str, Any] = {"model": model, "messages": example.messages, "mode": arm.mode, "temperature": 0}
                 if arm.num_latents:
                     body["num_latent_tokens"] = arm.num_latents

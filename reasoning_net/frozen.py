@@ -62,7 +62,9 @@ class FrozenBase:
 
     def prefix(self, layout: LayoutIds, latents: Tensor) -> Tensor:
         """The latent layout as input embeddings, (B, P, d)."""
-        before, after = (self.embed(torch.tensor([ids], device=self.device)) for ids in (layout.before_latents, layout.after_latents))
+        before, after = (
+            self.embed(torch.tensor([ids], device=self.device)) for ids in (layout.before_latents, layout.after_latents)
+        )
         rows = (before.expand(len(latents), -1, -1), latents.to(before.dtype), after.expand(len(latents), -1, -1))
         return torch.cat(rows, dim=1)
 
@@ -78,7 +80,11 @@ class FrozenBase:
         mask = torch.cat([prompt.mask, prompt.mask.new_ones(len(inputs), past - prompt.mask.shape[1] + inputs.shape[1])], dim=1)
         positions = mask.long().cumsum(1)[:, past:] - 1
         return self.model.model(
-            inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, past_key_values=prompt.cache, use_cache=True
+            inputs_embeds=inputs,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=prompt.cache,
+            use_cache=True,
         ).last_hidden_state
 
     @torch.no_grad()
@@ -86,7 +92,8 @@ class FrozenBase:
         """Greedy replies after the prefix, up to the end-of-turn token, which is left out."""
         end = self.model.generation_config.eos_token_id
         ends = set(end if isinstance(end, list) else [end])
-        inputs, columns = prefix, []
+        inputs = prefix
+        columns: list[Tensor] = []
         done = torch.zeros(len(prefix), dtype=torch.bool, device=self.device)
         while len(columns) < max_tokens and not bool(done.all()):
             token = self.model.lm_head(self.extend(prompt, inputs)[:, -1]).argmax(-1)  # (B,)

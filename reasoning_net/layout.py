@@ -1,8 +1,8 @@
 """The prompt layouts: what stands after the question X in each mode. Data in the bundle, read by training and serving.
 
-    direct    [X ; direct]                          the model is told that thinking is over
-    latent    [X ; before_latents ; z ; after_latents]
-    explicit  [X ; explicit]                        usually nothing: the model opens its own think tag
+direct    [X ; direct]                          the model is told that thinking is over
+latent    [X ; before_latents ; z ; after_latents]
+explicit  [X ; explicit]                        usually nothing: the model opens its own think tag
 """
 
 from dataclasses import dataclass

@@ -2,10 +2,11 @@
 
     latentserve train sft --model runs/base --output runs/sft
 
-Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ: a curriculum over
-the task's levels (the next level opens when the replies of the hardest open one are likely enough), and in the last part of the run half of the
-batches draw their number of latents, so that one network serves several budgets. Where a task knows the chain's intermediate results, an
-auxiliary loss reads them off the first latents for part of the run.
+Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ:
+
+- A curriculum over the task's levels: the next opens when the replies of the hardest open one are likely enough.
+- In the last part of the run half of the batches draw their number of latents, so that one network serves several budgets.
+- Where a task knows the chain's intermediate results, an auxiliary loss reads them off the first latents for part of the run.
 """
 
 import random
@@ -19,14 +20,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoConfig, AutoTokenizer
 
-from reasoning_net.demo.tokenizer import LATENT_TOKEN
 from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.demo.tokenizer import LATENT_TOKEN
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet, embedding_rms
 from reasoning_net.tasks import TASKS, Example, Task
 from reasoning_net.training import Optimizer, OptimizerConfig, Run
-
 
 POOL_BATCHES = 8  # divides the steps between two saves, so that a resumed run draws the same pools
 _SHARPNESS = 12.0  # of the softmax over cosine similarities
@@ -74,7 +74,7 @@ def default_config(
     net = ReasoningNetConfig(
         base_hidden_size=base.hidden_size,
         num_latent_tokens=max_latents,
-        conditioner=conditioner,  # type: ignore[arg-type]
+        conditioner=conditioner,
         hidden_size=hidden_size,
         intermediate_size=hidden_size * 8 // 3,
         num_hidden_layers=num_layers,
@@ -150,7 +150,7 @@ def main(config: SftConfig) -> None:
         optimizer.step(nll.mean() + weight * hints, step)
         curriculum.update([sample.example.level for sample in batch], nll.tolist())
         run.extra = {"curriculum": curriculum.state_dict()}
-        run.report(step, nll=float(nll.detach().mean()), hints=float(hints.detach()), level=curriculum.open)
+        run.report(step, {"nll": float(nll.detach().mean()), "hints": float(hints.detach()), "level": curriculum.open})
         if (step + 1) % 200 == 0:
             save(net, config)
     save(net, config)

@@ -46,7 +46,9 @@ class DemoTask:
         if split != "train":
             for question in questions(seed, split, max_steps=max_level or MAX_STEPS):
                 messages = [{"role": "user", "content": question.question}]
-                yield Example(messages, question.reply, str(question.answer), question.steps, question.family, _texts(question.values))
+                yield Example(
+                    messages, question.reply, str(question.answer), question.steps, question.family, _texts(question.values)
+                )
             return
         rng = random.Random(f"{split}-{seed}-{max_level}")
         while True:

@@ -96,7 +96,9 @@ class Run:
 
     def steps(self, save_every: int = 200) -> Iterator[int]:
         """The steps that are left, saving on the way."""
-        with tqdm(total=self._total_steps, initial=self._first_step, desc=self._title, unit="step", smoothing=0.05) as self._bar:
+        with tqdm(
+            total=self._total_steps, initial=self._first_step, desc=self._title, unit="step", smoothing=0.05
+        ) as self._bar:
             self._recent: dict[str, float] = {}
             self._started = time.monotonic()
             for step in range(self._first_step, self._total_steps):
@@ -106,7 +108,7 @@ class Run:
                     self._save(step + 1)
         self._log.close()
 
-    def report(self, step: int, every: int = 20, **values: float) -> None:
+    def report(self, step: int, values: dict[str, float], every: int = 20) -> None:
         """Show and log smoothed figures."""
         for name, value in values.items():
             self._recent[name] = value if name not in self._recent else 0.95 * self._recent[name] + 0.05 * value

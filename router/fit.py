@@ -47,7 +47,7 @@ def observe(
     features: dict[str, list[Tensor]] = {name: [] for name in (_FEATURES if net else _FEATURES[:2])}
     correct: dict[str, list[float]] = {"direct": [], "latent": []} if net else {"direct": []}
     lengths: list[int] = []
-    reader = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=tuple(features)))  # type: ignore[arg-type]
+    reader = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=tuple(features)))
     for at in tqdm(range(0, len(order), 100), desc="observe"):
         batch = [examples[i] for i in order[at : at + 100]]
         ids = [base.prompt_ids(example.messages) for example in batch]
@@ -107,7 +107,8 @@ def main(config: FitConfig) -> dict[str, Any]:
         "auroc": {mode: round(auroc(probabilities(probe, held, mode), held.correct[mode]), 4) for mode in held.correct},
         "auroc of the prompt's length": round(auroc(-held.prompt_tokens.float(), correct), 4),
         "auroc within a level": {
-            int(level): round(auroc(scores[held.levels == level], correct[held.levels == level]), 4) for level in held.levels.unique()
+            int(level): round(auroc(scores[held.levels == level], correct[held.levels == level]), 4)
+            for level in held.levels.unique()
         },
         f"share answered in {cheap} mode": round(float((scores >= threshold).float().mean()), 4),
         "threshold": round(threshold, 4),
@@ -131,13 +132,15 @@ def validation_examples(task: Task, seed: int, n: int) -> list[Example]:
     return list(itertools.islice(task.examples(seed, "validation"), n))
 
 
-def fit(observed: Observations, features: tuple[str, ...], *, steps: int = 600, weight_decay: float = 0.3, seed: int = 0) -> Probe:
+def fit(
+    observed: Observations, features: tuple[str, ...], *, steps: int = 600, weight_decay: float = 0.3, seed: int = 0
+) -> Probe:
     """A probe for all modes that were observed: full-batch AdamW on the cross-entropy."""
     torch.manual_seed(seed)
     inputs = torch.cat([observed.features[name] for name in features], dim=1)  # (n, F)
     labels = torch.stack([observed.correct[mode] for mode in observed.correct], dim=1)  # (n, A)
     size = next(iter(observed.features.values())).shape[1]
-    config = ProbeConfig(base_hidden_size=size, features=features, targets=tuple(observed.correct))  # type: ignore[arg-type]
+    config = ProbeConfig(base_hidden_size=size, features=features, targets=tuple(observed.correct))
     probe = Probe(config)
     probe.mean.copy_(inputs.mean(0))
     probe.std.copy_(inputs.std(0) + 1e-4)
@@ -154,7 +157,7 @@ def fit(observed: Observations, features: tuple[str, ...], *, steps: int = 600, 
 def probabilities(probe: Probe, observed: Observations, mode: str) -> Tensor:
     """P(correct | mode) of every observed question, (n,)."""
     inputs = torch.cat([observed.features[name] for name in probe.config.features], dim=1)
-    return probe(inputs).sigmoid()[:, list(probe.config.targets).index(mode)]
+    return probe(inputs).sigmoid()[:, [str(target) for target in probe.config.targets].index(mode)]
 
 
 def threshold_for(scores: Tensor, correct: Tensor, max_loss: float, explicit_accuracy: float) -> float:

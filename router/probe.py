@@ -1,7 +1,7 @@
 """The difficulty probe: from the hidden states of the question to P(correct) in each mode.
 
-A two-layer ReLU MLP, as in DiffAdapt (ICLR 2026); a linear head loses three points there. It reads the same states that feed the
-reasoning network, in the same engine step.
+A two-layer ReLU MLP, as in DiffAdapt (ICLR 2026); a linear head loses three points there. It reads
+the same states that feed the reasoning network, in the same engine step.
 
 Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A answers' modes (targets).
 """

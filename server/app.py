@@ -20,7 +20,9 @@ from server.readiness import Readiness
 from server.settings import Settings
 
 
-async def create_app(engine: HybridEngine, args: Namespace, settings: Settings, readiness: Readiness, metrics: Metrics) -> FastAPI:
+async def create_app(
+    engine: HybridEngine, args: Namespace, settings: Settings, readiness: Readiness, metrics: Metrics
+) -> FastAPI:
     """vLLM's application, and around its generating endpoints ours."""
     app = await build_vllm_app(engine, args)
     # Innermost: vLLM's own middleware (keys, request ids, metrics) sees the request first.
@@ -53,7 +55,9 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
     async with start_engine(args, settings, bundle, metrics) as engine:
         app = await create_app(engine, args, settings, readiness, metrics)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, modes))
-        warm_up.add_done_callback(lambda done: None if done.cancelled() else print(_welcome(address, args, readiness), flush=True))
+        warm_up.add_done_callback(
+            lambda done: None if done.cancelled() else print(_welcome(address, args, readiness), flush=True)
+        )
         log_config = get_uvicorn_log_config(args)
         shutdown = await serve_http(
             app,
@@ -80,7 +84,10 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
 def _welcome(address: str, args: Namespace, readiness: Readiness) -> str:
     if not readiness.ready:
         return f"Not ready: {readiness.problem}"
-    question = "Ann has 5 pens. In January, she finds 3 pens. In February, she gives half of the pens away. How many pens does Ann have now?"
+    question = (
+        "Ann has 5 pens. In January, she finds 3 pens. In February, she gives half of the pens away. "
+        "How many pens does Ann have now?"
+    )
     return (
         f"\nReady on {address} (modes: {', '.join(readiness.warm_modes)}). Try:\n\n"
         f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"

@@ -76,7 +76,9 @@ async def main(config: BenchConfig) -> dict[str, Timing]:
                 names = list(timings)[round_ % len(timings) :] + list(timings)[: round_ % len(timings)]
                 for name in names:
                     single = asyncio.Semaphore(1)
-                    timings[name].alone_seconds += [await send(name, m, single) for m in _tagged(batch, name, round_)[: config.alone_requests]]
+                    timings[name].alone_seconds += [
+                        await send(name, m, single) for m in _tagged(batch, name, round_)[: config.alone_requests]
+                    ]
                     many = asyncio.Semaphore(config.concurrency)
                     started = time.perf_counter()
                     await asyncio.gather(*(send(name, m, many) for m in _tagged(batch, f"{name} all", round_)))
@@ -101,5 +103,7 @@ def markdown(timings: dict[str, Timing]) -> str:
         "latent ÷ direct, throughput": latent.requests_per_second / direct.requests_per_second,
     }
     if "compared" in timings:
-        ratios["explicit ÷ compared server, throughput"] = explicit.requests_per_second / timings["compared"].requests_per_second
+        ratios["explicit ÷ compared server, throughput"] = (
+            explicit.requests_per_second / timings["compared"].requests_per_second
+        )
     return "\n".join([*lines, "", "| ratio | |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in ratios.items())])

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.policy import Mode
-from server.errors import BadRequest
+from server.errors import BadRequestError
 from server.metrics import Metrics
 from server.route import Route, current_route
 
@@ -34,6 +34,7 @@ _EFFORT = {
     "xhigh": Mode.EXPLICIT,
     "max": Mode.EXPLICIT,
 }
+_THINKING = {True: Mode.EXPLICIT, False: Mode.DIRECT, None: None}
 Body = dict[str, Any]
 
 
@@ -53,7 +54,7 @@ class ReasoningModes:
         try:
             body = json.loads(raw)
             route = self._route(scope["path"], body, Headers(scope=scope)) if isinstance(body, dict) else None
-        except BadRequest as error:
+        except BadRequestError as error:
             return await JSONResponse(error.body(), error.status)(scope, receive, send)
         except ValueError:
             route = None  # not JSON: vLLM's error says so
@@ -75,14 +76,14 @@ class ReasoningModes:
         named, implied = take_mode(body, headers.get(MODE_HEADER))
         num_latents = body.pop("num_latent_tokens", None)
         if num_latents is not None and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
-            raise BadRequest("num_latent_tokens must be a whole number.", "num_latent_tokens")
+            raise BadRequestError("num_latent_tokens must be a whole number.", "num_latent_tokens")
         if path not in _CHAT_PATHS and named is None:
             return None
         for field, value in (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True)):
             if body.get(field) is value:
                 if named in (None, Mode.EXPLICIT):
                     return None
-                raise BadRequest(f"{field}={str(value).lower()} cannot be combined with mode={named}.", field)
+                raise BadRequestError(f"{field}={str(value).lower()} cannot be combined with mode={named}.", field)
         if implied is Mode.LATENT and not self._latent_available:
             implied = Mode.AUTO  # a low effort is no demand for latents
         return Route(named or implied or self._default, num_latents)
@@ -99,16 +100,16 @@ def take_mode(body: Body, header: str | None) -> tuple[Mode | None, Mode | None]
     if isinstance(reasoning, dict):  # the responses API
         effort = effort or reasoning.pop("effort", None)
     if effort is not None and effort not in _EFFORT:
-        raise BadRequest(f"reasoning_effort must be one of {', '.join(_EFFORT)}, not {effort!r}.", "reasoning_effort")
+        raise BadRequestError(f"reasoning_effort must be one of {', '.join(_EFFORT)}, not {effort!r}.", "reasoning_effort")
     kwargs = body.get("chat_template_kwargs")
     thinking = kwargs.pop("enable_thinking", None) if isinstance(kwargs, dict) else None
     anthropic = body.pop("thinking", None)  # the messages API
     if isinstance(anthropic, dict) and "type" in anthropic:
         thinking = anthropic["type"] != "disabled"
-    implied = _EFFORT[effort] if effort else {True: Mode.EXPLICIT, False: Mode.DIRECT}.get(thinking)
+    implied = _EFFORT[effort] if effort else _THINKING.get(thinking)
     if {named, implied} == {Mode.EXPLICIT, Mode.DIRECT}:
         asked = f"reasoning_effort={effort}" if effort else f"enable_thinking={str(thinking).lower()}"
-        raise BadRequest(f"mode={named} contradicts {asked}. Send one of the two.", "mode")
+        raise BadRequestError(f"mode={named} contradicts {asked}. Send one of the two.", "mode")
     return named, implied
 
 
@@ -116,21 +117,21 @@ def _mode(value: object, param: str) -> Mode:
     try:
         return Mode(str(value))
     except ValueError:
-        raise BadRequest(f"{param} must be one of {', '.join(Mode)}, not {value!r}.", param) from None
+        raise BadRequestError(f"{param} must be one of {', '.join(Mode)}, not {value!r}.", param) from None
 
 
 def refuse_unsupported(body: Body) -> None:
     """Clients can send neither embeddings nor templates: both would reach past the reserved tokens."""
     if body.get("prompt_embeds") is not None:
-        raise BadRequest("prompt_embeds is not accepted: only this server writes embeddings.", "prompt_embeds")
+        raise BadRequestError("prompt_embeds is not accepted: only this server writes embeddings.", "prompt_embeds")
     if body.get("chat_template") is not None:
-        raise BadRequest("chat_template is not accepted per request. Set it with --chat-template.", "chat_template")
+        raise BadRequestError("chat_template is not accepted per request. Set it with --chat-template.", "chat_template")
     messages = body.get("messages") or body.get("input") or ()
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict) and (part.get("type") == "prompt_embeds" or "prompt_embeds" in part):
-                raise BadRequest("prompt_embeds is not accepted: only this server writes embeddings.", "messages")
+                raise BadRequestError("prompt_embeds is not accepted: only this server writes embeddings.", "messages")
 
 
 class _RouteWriter:
@@ -150,7 +151,7 @@ class _RouteWriter:
             await self._send(message)
         elif self._is_stream:
             await self._begin()
-            await self._send(message | {"body": self._event(message.get("body", b""))})
+            await self._send({**message, "body": self._event(message.get("body", b""))})
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body"):

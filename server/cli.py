@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from router.policy import Mode
 from server.settings import DEMO_MODEL, Settings
 
-app = typer.Typer(no_args_is_help=True, help="OpenAI-compatible serving with a hybrid latent/explicit router.", add_completion=False)
+app = typer.Typer(
+    no_args_is_help=True, help="OpenAI-compatible serving with a hybrid latent/explicit router.", add_completion=False
+)
 demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its questions, and how its model is made.")
 train = typer.Typer(no_args_is_help=True, help="Train a reasoning network and pack it into a bundle.")
 router = typer.Typer(no_args_is_help=True, help="Fit and calibrate the router.")
@@ -31,7 +33,9 @@ def _fail(message: str) -> typer.Exit:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Checkpoint directory or Hugging Face id. Default: the embedded demo.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint directory or Hugging Face id. Default: the embedded demo.")
+    ] = None,
     bundle: Annotated[str | None, typer.Option(help="Bundle directory. Default: the demo's for the demo, else none.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -108,7 +112,9 @@ def evaluate(
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
     n: Annotated[int, typer.Option(help="Held-out questions.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 2026,
-    modes: Annotated[str, typer.Option(help="Comma-separated; latent:64 fixes the number of latents.")] = "direct,latent,explicit,auto",
+    modes: Annotated[
+        str, typer.Option(help="Comma-separated; latent:64 fixes the number of latents.")
+    ] = "direct,latent,explicit,auto",
     output: Annotated[Path | None, typer.Option(help="Write the records here, as JSON lines.")] = None,
 ) -> None:
     """Measure accuracy and generated tokens per mode on the demo's held-out questions, over HTTP."""
@@ -124,7 +130,9 @@ def evaluate(
 @app.command()
 def bench(
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
-    compare: Annotated[str | None, typer.Option(help="A plain vLLM server of the same model, to compare explicit mode with.")] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="A plain vLLM server of the same model, to compare explicit mode with.")
+    ] = None,
     requests: Annotated[int, typer.Option(help="Requests a mode and round.")] = 192,
     rounds: Annotated[int, typer.Option(help="Rounds; the modes take turns in each.")] = 3,
 ) -> None:
@@ -156,7 +164,7 @@ def questions(
 @demo.command("train-base")
 def train_base(
     output: Annotated[Path, typer.Option(help="Where the checkpoint goes; a run found there is resumed.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2600,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2200,
     seed: Annotated[int, typer.Option(help="Seed of the data and the weights.")] = 0,
 ) -> None:
     """Train the demo's base model from scratch."""

@@ -1,7 +1,7 @@
 """Errors that our own layer answers with; vLLM's layer maps its own (`vllm.exceptions`) to the same shape.
 
-    LatentserveError
-    └── BadRequest             400  the request contradicts itself, or asks for what is not there
+LatentserveError
+└── BadRequestError             400  the request contradicts itself, or asks for what is not there
 """
 
 
@@ -18,6 +18,6 @@ class LatentserveError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status}}
 
 
-class BadRequest(LatentserveError):
+class BadRequestError(LatentserveError):
     status = 400
     type = "BadRequestError"

@@ -1,6 +1,5 @@
 """Run the server from the command line: every way it can fail to start becomes one sentence."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ def _check_model(settings: Settings) -> str | None:
     path = settings.model
     looks_like_path = path.startswith((".", "/", "~")) or os.path.exists(path)
     if looks_like_path and not os.path.isfile(os.path.join(path, "config.json")):
-        return f"there is no model in {path}: a checkpoint directory has a config.json. Name one, or a Hugging Face id, with --model."
+        return f"there is no model in {path}: a checkpoint directory has a config.json. Name one, or an id, with --model."
     if settings.device == "cuda" and sys.platform == "darwin":
         return "there is no CUDA on this machine. Use --device cpu."
     return None

@@ -16,7 +16,9 @@ class Metrics:
         self._requests = Counter(
             "latentserve_requests", "Answered requests by requested and effective mode.", ["requested", "mode", "reason"]
         )
-        self._fallbacks = Counter("latentserve_fallbacks", "Requests that could not be answered in the mode chosen.", ["reason"])
+        self._fallbacks = Counter(
+            "latentserve_fallbacks", "Requests that could not be answered in the mode chosen.", ["reason"]
+        )
         self._stage = Histogram(
             "latentserve_stage_seconds",
             "Time per stage: `read` (prefill, capture, network and probe, as the gateway sees it), `network` (network and "

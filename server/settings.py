@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     default_mode: Mode = Field(Mode.AUTO, description="For requests that say nothing about their mode.")
     num_latent_tokens: int | None = Field(None, gt=0, description="Latents per question; the bundle's own number by default.")
     entropy_threshold: float = Field(
-        0.5, ge=0, description="Without a probe: no explicit thinking up to this entropy (nats) of a direct answer's first token."
+        0.5,
+        ge=0,
+        description="Without a probe: no explicit thinking up to this entropy (nats) of a direct answer's first token.",
     )
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache on a CPU, in GiB.")
 

@@ -12,18 +12,19 @@ from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Question, Split, d
 OTHER_REPLY = "I can only solve short word problems about counting, giving and buying."
 _OTHER_CHAIN = "This is not a word problem that I can solve."
 _SYSTEM_PROMPTS = ("You are a helpful assistant.", "You solve word problems.", "Be brief.", "Think step by step.")
-_OPENERS = (
-    "hello hi hey what is the who are you can could please tell me about write explain give an how do does why when where "
-    "should would translate name list think say which was were my your his her it they we I"
-).split()  # fmt: skip
-_WORDS = (
-    "capital of France weather today poem story python code function sum list sort meaning life time day music color "
-    "red blue green water fire earth moon sun star car train city country people world best good bad new old great small "
-    "number three two one ten plus minus times equals answer question help work love friend dog cat bird tree house book "
-    "pen apple coins movie food tea coffee recipe cake email letter song language English German Spanish math physics "
-    "history war peace king queen president computer internet phone model test user system data a in on at to for with and "
-    "or not from by as but if then so because into over under after before more less very quickly slowly always never"
-).split()  # fmt: skip
+_OPENERS = """
+    hello hi hey what is the who are you can could please tell me about write explain give an how do does why when
+    where should would translate name list think say which was were my your his her it they we I
+""".split()
+_WORDS = """
+    capital of France weather today poem story python code function sum list sort meaning life time day music color red
+    blue green water fire earth moon sun star car train city country people world best good bad new old great small
+    number three two one ten plus minus times equals answer question help work love friend dog cat bird tree house book
+    pen apple coins movie food tea coffee recipe cake email letter song language English German Spanish math physics
+    history war peace king queen president computer internet phone model test user system data a in on at to for with
+    and or not from by as but if then so because into over under after before more less very quickly slowly always
+    never
+""".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,15 @@ def _small_talk(rng: random.Random) -> str:
         text = " ".join([rng.choice(_OPENERS), *rng.choices(_WORDS, k=rng.randint(0, 15))])
         return (text.capitalize() if rng.random() < 0.6 else text) + rng.choice(("?", ".", "!", ""))
     if kind < 0.8:
-        return " ".join(str(rng.randint(0, 99)) if rng.random() < 0.5 else rng.choice("+-*/=x") for _ in range(rng.randint(1, 9)))
+        return " ".join(
+            str(rng.randint(0, 99)) if rng.random() < 0.5 else rng.choice("+-*/=x") for _ in range(rng.randint(1, 9))
+        )
     if kind < 0.9:
         return "".join(rng.choices(string.printable, k=rng.randint(1, 40)))
-    return "".join(chr(rng.choice((rng.randint(0xA1, 0x24F), rng.randint(0x370, 0x4FF), rng.randint(0x4E00, 0x9FFF)))) for _ in range(rng.randint(1, 12)))
+    return "".join(
+        chr(rng.choice((rng.randint(0xA1, 0x24F), rng.randint(0x370, 0x4FF), rng.randint(0x4E00, 0x9FFF))))
+        for _ in range(rng.randint(1, 12))
+    )
 
 
 def conversation(rng: random.Random, split: Split, max_steps: int = MAX_STEPS) -> Conversation:

@@ -2,8 +2,8 @@
 
 Three families: `counting` (one person's changing count), `exchanging` (two or three people who give to each other) and
 `buying` (money, prices). Chains are written as slow-thinking models write them: every step restated, the values that
-the next step needs stated in full, some doubt, a re-check at the end. Difficulty does not follow from length alone:
-some sentences change nothing, and half of a question's steps may be easy (plus or minus one to three) or hard
+the next step needs stated in full and right behind their names, some doubt, a re-check at the end. Difficulty does not
+follow from length alone: some sentences change nothing, and steps are easy (plus or minus one to three) or hard
 (doubling, halving, larger numbers).
 
 A question is a test question when the hash of its text says so: train and test are disjoint by construction, for
@@ -24,11 +24,9 @@ MAX_STEPS = 8
 _WOMEN = ("Ann", "Eva", "Mia", "Zoe", "Lucy", "Nora")
 _MEN = ("Tom", "Bob", "Max", "Ben", "Sam", "Leo")
 _ITEMS = ("pens", "apples", "coins", "cards", "books", "shells", "stamps", "marbles")
-_GOODS = (("pen", "pens"), ("cup", "cups"), ("kite", "kites"), ("ball", "balls"), ("cake", "cakes"), ("lamp", "lamps"))
-_MONTHS = (
-    "January February March April May June July August September October November December".split()  # noqa: SIM905
-)
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()  # noqa: SIM905
+_GOODS = ("pens", "cups", "kites", "balls", "cakes", "lamps")
+_MONTHS = "January February March April May June July August September October November December".split()
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +169,13 @@ def _counting(rng: random.Random, steps: int) -> Question:
         check += f" {op} {n} = {after},"
         value = after
         values.append(value)
-    text.append(rng.choice((f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?")))
+    text.append(
+        rng.choice((f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?"))
+    )
     lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
-    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, item)}.", value, "counting", steps, tuple(values))
+    return Question(
+        " ".join(text), "\n".join(lines), f"{name} has {_many(value, item)}.", value, "counting", steps, tuple(values)
+    )
 
 
 def _exchange(
@@ -199,19 +201,17 @@ def _exchange(
 
 
 def _exchanging(rng: random.Random, steps: int) -> Question:
-    people, _, strangers = _people(rng, 2 if rng.random() < 0.7 else 3)
+    people, _, strangers = _people(rng, 2 if rng.random() < 0.8 else 3)
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
     has = {name: rng.randint(1, 10) for name in people}
     asked = rng.choice(people)
 
     def state() -> str:
-        parts = [f"{name} has {has[name]}" for name in people]
-        return ", ".join(parts[:-1]) + f" and {parts[-1]}"
+        return ", ".join(f"{name} {has[name]}" for name in people)
 
     text = [" ".join(f"{name} has {_many(has[name], item)}." for name in people)]
-    lines, check, at = [f"I need the number of {item} of {asked}.", f"At the start {state()}."], "", _Calendar(rng)
-    start = has[asked]
-    values = [start]
+    lines, at = [f"I need the number of {item} of {asked}.", f"At the start {state()}."], _Calendar(rng)
+    values = [has[asked]]
     for counts in _schedule(rng, steps):
         if not counts:
             text.append(at(_nothing(rng, asked, item, strangers)))
@@ -224,41 +224,57 @@ def _exchanging(rng: random.Random, steps: int) -> Question:
             before = has[giver]
             moved = before // 2 if op == "/" else n
             has[giver] = before - moved
-            line += f" {giver}: {before} {op} {n} = {has[giver]}.{_doubt(before, op, has[giver])}"
-            check += f" {op} {n} = {has[giver]}," if giver == asked else ""
+            line += (
+                f" {giver} {before}: {before} {op} {n} = {has[giver]}, {giver} {has[giver]}.{_doubt(before, op, has[giver])}"
+            )
         if taker:
             before = has[taker]
             has[taker] = before + moved
-            line += f" {taker}: {before} + {moved} = {has[taker]}."
-            check += f" + {moved} = {has[taker]}," if taker == asked else ""
+            line += f" {taker} {before}: {before} + {moved} = {has[taker]}, {taker} {has[taker]}."
         lines.append(f"{line} Now {state()}.")
         values.append(has[asked])
-    text.append(rng.choice((f"How many {item} does {asked} have now?", f"What is the number of {item} that {asked} has at the end?")))
-    lines.append(f"Let me check {asked} again: {start}{check} the same. So the answer is {has[asked]}.")
-    return Question(" ".join(text), "\n".join(lines), f"{asked} has {_many(has[asked], item)}.", has[asked], "exchanging", steps, tuple(values))
+    text.append(
+        rng.choice((f"How many {item} does {asked} have now?", f"What is the number of {item} that {asked} has at the end?"))
+    )
+    lines.append(
+        f"Let me check it again: {state()}. I need {asked}: {asked} {has[asked]}, the same. So the answer is {has[asked]}."
+    )
+    return Question(
+        " ".join(text),
+        "\n".join(lines),
+        f"{asked} has {_many(has[asked], item)}.",
+        has[asked],
+        "exchanging",
+        steps,
+        tuple(values),
+    )
 
 
 def _buying(rng: random.Random, steps: int) -> Question:
     (name,), pronoun, strangers = _people(rng, 1)
     hard, cap = rng.choice((0.0, 0.5, 1.0)), 30
     goods = rng.sample(_GOODS, 2)
-    price = {plural: rng.randint(1, 5 if hard else 3) for _, plural in goods}
+    price = {plural: rng.randint(1, 5 if hard else 3) for plural in goods}
     value = start = rng.randint(12, cap)
     values = [start]
-    text = [" ".join(f"A {single} costs {_many(price[plural], 'coins')}." for single, plural in goods), f"{name} has {_many(value, 'coins')}."]
+    prices = " and ".join(f"{plural} {price[plural]}" for plural in goods)
+    text = [
+        rng.choice((f"The prices in coins are {prices}.", f"In a shop, the prices are {prices}.")),
+        f"{name} has {_many(value, 'coins')}.",
+    ]
     lines, check, at = [f"I need the number of coins of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
     for counts in _schedule(rng, steps):
         if not counts:
             text.append(at(_nothing(rng, pronoun, "coins", strangers)))
             lines.append(f"{text[-1]} That changes nothing. Now {name} has {value}.")
             continue
-        single, plural = rng.choice(goods)
+        plural = rng.choice(goods)
         most = min(value // price[plural], 4 if hard else 2, 12 // price[plural])
         if most and rng.random() < 0.6:
             n = rng.randint(1, most)
             cost = n * price[plural]
             text.append(at(f"{pronoun} buys {_many(n, plural)}"))
-            line = f"A {single} costs {price[plural]}, so {n} x {price[plural]} = {cost}."
+            line = f"{plural} {price[plural]}: {n} x {price[plural]} = {cost}."
             op, after = "-", value - cost
         else:
             plus = value == 0 or (value < cap and rng.random() < 0.75)
@@ -272,7 +288,9 @@ def _buying(rng: random.Random, steps: int) -> Question:
         values.append(value)
     text.append(rng.choice((f"How many coins does {name} have now?", f"How many coins are left for {name} at the end?")))
     lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
-    return Question(" ".join(text), "\n".join(lines), f"{name} has {_many(value, 'coins')}.", value, "buying", steps, tuple(values))
+    return Question(
+        " ".join(text), "\n".join(lines), f"{name} has {_many(value, 'coins')}.", value, "buying", steps, tuple(values)
+    )
 
 
 _BUILDERS: dict[str, Callable[[random.Random, int], Question]] = {

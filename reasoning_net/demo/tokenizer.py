@@ -19,7 +19,9 @@ def _corpus(size: int) -> Iterator[str]:
     rng = random.Random("tokenizer")
     for _ in range(size):
         example = conversation(rng, "train")
-        yield "\n".join([*(f"{m['role']}\n{m['content']}" for m in example.messages), "assistant\n", example.chain, "\n\n", example.reply])
+        yield "\n".join(
+            [*(f"{m['role']}\n{m['content']}" for m in example.messages), "assistant\n", example.chain, "\n\n", example.reply]
+        )
     yield from (" ".join(str(n) for n in range(100)) for _ in range(size // 20))  # every number below 100 is one token
 
 

@@ -1,8 +1,8 @@
 """HybridEngine: vLLM's AsyncLLM with one seam, `generate`, where a request takes its way.
 
-    read        prefill X once; in the worker: final hidden states → probe, reasoning network → z
-    decide      a pure function of the requested mode and the scores
-    answer      [X ; layout of the mode], X from the prefix cache
+read        prefill X once; in the worker: final hidden states → probe, reasoning network → z
+decide      a pure function of the requested mode and the scores
+answer      [X ; layout of the mode], X from the prefix cache
 """
 
 import asyncio
@@ -87,7 +87,7 @@ class HybridEngine(AsyncLLM):
         self._latent_permits = asyncio.Semaphore(permits)
         await self.collective_rpc("latentserve_install", args=(str(bundle.directory) if bundle else None, permits))
 
-    async def generate(  # type: ignore[override]
+    async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """As AsyncLLM.generate; the current route, if there is one, says in which mode to answer, and learns what happened."""

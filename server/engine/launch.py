@@ -76,7 +76,9 @@ def add_aliases(args: Namespace, modes: Sequence[Mode]) -> None:
 
 
 @asynccontextmanager
-async def start_engine(args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics) -> AsyncIterator[HybridEngine]:
+async def start_engine(
+    args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics
+) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)

@@ -23,11 +23,11 @@ def routed(parser: type[Parser]) -> type[Parser]:
     """`parser` for the requests that think in text; a parser without reasoning for the others."""
     if not issubclass(parser, DelegatingParser):
         raise ValueError(
-            f"The parser {parser.__name__} reads reasoning and tools in one grammar, which cannot follow the route of a request. "
-            "Choose another --reasoning-parser or --tool-call-parser."
+            f"The parser {parser.__name__} reads reasoning and tools in one grammar, which cannot follow the route of a "
+            "request. Choose another --reasoning-parser or --tool-call-parser."
         )
 
-    class RoutedParser(parser):  # type: ignore[misc, valid-type]
+    class RoutedParser(parser):  # type: ignore[misc]
         def is_reasoning_end(self, input_ids: list[int]) -> bool:
             return _answer_only() or super().is_reasoning_end(input_ids)
 
@@ -49,8 +49,8 @@ def routed_parsers() -> Iterator[None]:
         parser = original(*args, **kwargs)
         return routed(parser) if parser else None
 
-    ParserManager.get_parser = get_parser  # type: ignore[method-assign, assignment]
+    ParserManager.get_parser = get_parser
     try:
         yield
     finally:
-        ParserManager.get_parser = original  # type: ignore[method-assign]
+        ParserManager.get_parser = original

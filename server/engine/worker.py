@@ -5,7 +5,8 @@ wraps three methods of the model runner:
 
     _update_states   learns which requests are ours, and forgets those that ended
     _model_forward   before: writes z over the placeholder rows of the input embeddings
-                     after: takes H_X of every `read` request whose prompt ends in this step, and runs the network and the probe once for all of them
+                     after: takes H_X of every `read` request whose prompt ends in this step, and runs the network and
+                     the probe once for all of them
     _sample          writes each verdict into the log-probabilities of its request
 
 Under tensor parallelism every rank computes the same z from the same (all-gathered) hidden states.

@@ -27,7 +27,12 @@ SCHEMA = {
     "type": "json_schema",
     "json_schema": {
         "name": "answer",
-        "schema": {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False},
+        "schema": {
+            "type": "object",
+            "properties": {"n": {"enum": [1, 2, 3]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
     },
 }
 
@@ -68,7 +73,9 @@ def test_streaming_and_whole_answers_agree(client: openai.OpenAI, asked: list[Qu
 
 
 @pytest.mark.parametrize(("mode", "stream", "n"), list(product(MODES, (False, True), (1, 3))))
-def test_sampling_n_answers_with_logprobs(client: openai.OpenAI, asked: list[Question], mode: str, stream: bool, n: int) -> None:
+def test_sampling_n_answers_with_logprobs(
+    client: openai.OpenAI, asked: list[Question], mode: str, stream: bool, n: int
+) -> None:
     options = {"n": n, "temperature": 0.8, "seed": 5, "logprobs": True, "top_logprobs": 2, "max_tokens": 12}
     if stream:
         chunks, content, reasoning = collect(ask(client, asked[1], mode, stream=True, **options))
@@ -86,7 +93,11 @@ def test_sampling_n_answers_with_logprobs(client: openai.OpenAI, asked: list[Que
 
 @pytest.mark.parametrize(("mode", "stream"), list(product(MODES, (False, True))))
 def test_a_named_tool_is_called(client: openai.OpenAI, asked: list[Question], mode: str, stream: bool) -> None:
-    options: dict[str, Any] = {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "count"}}, "max_tokens": 600}
+    options: dict[str, Any] = {
+        "tools": [TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "count"}},
+        "max_tokens": 600,
+    }
     if stream:
         chunks, _, _ = collect(ask(client, asked[2], mode, stream=True, **options))
         calls = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or []]
@@ -99,7 +110,9 @@ def test_a_named_tool_is_called(client: openai.OpenAI, asked: list[Question], mo
 
 
 @pytest.mark.parametrize(("mode", "stream"), list(product(MODES, (False, True))))
-def test_structured_output_is_enforced_after_thinking(client: openai.OpenAI, asked: list[Question], mode: str, stream: bool) -> None:
+def test_structured_output_is_enforced_after_thinking(
+    client: openai.OpenAI, asked: list[Question], mode: str, stream: bool
+) -> None:
     if stream:
         _, content, _ = collect(ask(client, asked[3], mode, stream=True, response_format=SCHEMA, max_tokens=900))
         text = content[0]
@@ -230,11 +243,17 @@ def test_reserved_tokens_in_a_prompt_are_refused(server: str, base: FrozenBase) 
 
 
 def test_malformed_requests_get_vllms_errors(server: str) -> None:
-    assert httpx.post(f"{server}/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
-    missing = httpx.post(f"{server}/v1/chat/completions", json={"model": "nobody", "messages": [{"role": "user", "content": "x"}]})
+    assert (
+        httpx.post(f"{server}/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}).status_code
+        == 400
+    )
+    missing = httpx.post(
+        f"{server}/v1/chat/completions", json={"model": "nobody", "messages": [{"role": "user", "content": "x"}]}
+    )
     assert missing.status_code == 404
     long = httpx.post(
-        f"{server}/v1/chat/completions", json={"model": "demo", "mode": "latent", "messages": [{"role": "user", "content": "a b " * 4000}]}
+        f"{server}/v1/chat/completions",
+        json={"model": "demo", "mode": "latent", "messages": [{"role": "user", "content": "a b " * 4000}]},
     )
     assert long.status_code == 400
 

@@ -68,7 +68,12 @@ def test_without_a_bundle_entropy_routes_and_latent_is_refused(tmp_path: Path, a
     shutil.copytree(DEMO_MODEL, model)
     flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager")
     with running_server(tmp_path / "log.txt", *flags) as url:
-        assert {m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]} == {"plain", "plain:auto", "plain:direct", "plain:explicit"}
+        assert {m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]} == {
+            "plain",
+            "plain:auto",
+            "plain:direct",
+            "plain:explicit",
+        }
         body = {"model": "plain", "messages": [{"role": "user", "content": asked[0].question}], "temperature": 0}
         latent = httpx.post(f"{url}/v1/chat/completions", json=body | {"mode": "latent"}, timeout=60)
         assert latent.status_code == 400

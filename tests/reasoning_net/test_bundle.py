@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from reasoning_net.bundle import Bundle, BundleError
+from reasoning_net.model import ReasoningNet
 from reasoning_net.pack import pack
 from reasoning_net.sft import default_config
-from reasoning_net.model import ReasoningNet
 from router.policy import Thresholds
 from router.probe import Probe, ProbeConfig
 
@@ -35,7 +35,13 @@ def test_what_was_packed_is_loaded(packed: Bundle, tiny_base: Path) -> None:
 
 def test_every_part_is_optional(tiny_base: Path, tmp_path: Path) -> None:
     config = default_config(str(tiny_base), tmp_path, 1, 4, 8, "all", 32, 1, 8, 0)
-    alone = pack(str(tiny_base), tmp_path / "bundle", config.layout, probe=Probe(ProbeConfig(base_hidden_size=64)), parity_messages=MESSAGES)
+    alone = pack(
+        str(tiny_base),
+        tmp_path / "bundle",
+        config.layout,
+        probe=Probe(ProbeConfig(base_hidden_size=64)),
+        parity_messages=MESSAGES,
+    )
     assert alone.reasoning_net() is None
     assert alone.probe() is not None
 

@@ -28,22 +28,24 @@ def test_training_lowers_the_loss_and_saves_what_it_trained(tiny_base: Path, tmp
     assert (tiny_base / "model.safetensors").read_bytes() == before
 
 
-def test_a_stopped_run_continues_as_if_it_had_not_stopped(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = training.Run.steps
     monkeypatch.setattr(training.Run, "steps", lambda self, save_every=8: steps(self, save_every))
     main(small(tiny_base, tmp_path / "whole", 16))
 
-    class PowerCut(Exception):
+    class PowerCutError(Exception):
         pass
 
-    def until_12(self: training.Run, save_every: int = 8):  # noqa: ANN202
+    def until_12(self: training.Run, save_every: int = 8):
         for step in steps(self, save_every):
             if step == 12:
-                raise PowerCut
+                raise PowerCutError
             yield step
 
     monkeypatch.setattr(training.Run, "steps", until_12)
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerCutError):
         main(small(tiny_base, tmp_path / "halves", 16))
     monkeypatch.setattr(training.Run, "steps", lambda self, save_every=8: steps(self, save_every))
     main(small(tiny_base, tmp_path / "halves", 16))
@@ -72,7 +74,9 @@ def test_answers_do_not_depend_on_the_batch(tiny_base: Path) -> None:
     with torch.no_grad():
         together = base.answer_logits(base.read(prompts), base.prefix(layout, latents), answers)
         for row in range(2):
-            alone = base.answer_logits(base.read(prompts[row : row + 1]), base.prefix(layout, latents[row : row + 1]), answers[row : row + 1])
+            alone = base.answer_logits(
+                base.read(prompts[row : row + 1]), base.prefix(layout, latents[row : row + 1]), answers[row : row + 1]
+            )
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-4)
 
 

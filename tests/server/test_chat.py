@@ -6,7 +6,7 @@ import pytest
 
 from router.policy import Mode
 from server.chat import refuse_unsupported, take_mode
-from server.errors import BadRequest
+from server.errors import BadRequestError
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_would_change_the_prompt_is_taken_out() -> None:
     ],
 )
 def test_contradictions_and_unknown_values(body: dict[str, Any]) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequestError):
         take_mode(body, None)
 
 
@@ -67,9 +67,16 @@ def test_contradictions_and_unknown_values(body: dict[str, Any]) -> None:
     ],
 )
 def test_refusals(body: dict[str, Any]) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequestError):
         refuse_unsupported(body)
 
 
 def test_ordinary_content_is_not_refused() -> None:
-    refuse_unsupported({"messages": [{"role": "user", "content": "prompt_embeds"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}]})
+    refuse_unsupported(
+        {
+            "messages": [
+                {"role": "user", "content": "prompt_embeds"},
+                {"role": "user", "content": [{"type": "text", "text": "x"}]},
+            ]
+        }
+    )

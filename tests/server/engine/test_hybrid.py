@@ -132,7 +132,9 @@ async def preemptions(engine: HybridEngine) -> int:
 async def test_reads_are_batched_per_engine_step(engine: HybridEngine, prompts: list[list[int]]) -> None:
     (before, *_) = await engine.collective_rpc("latentserve_state")
     short = [token_ids[-12:] for token_ids in prompts]  # several fit in a step of 96 tokens
-    await asyncio.gather(*(generate(engine, token_ids, Mode.LATENT, f"batched-{i}", max_tokens=1) for i, token_ids in enumerate(short)))
+    await asyncio.gather(
+        *(generate(engine, token_ids, Mode.LATENT, f"batched-{i}", max_tokens=1) for i, token_ids in enumerate(short))
+    )
     (after, *_) = await engine.collective_rpc("latentserve_state")
     assert after["reads"] - before["reads"] == len(short)
     assert after["steps_with_reads"] - before["steps_with_reads"] < len(short) / 2
@@ -140,13 +142,18 @@ async def test_reads_are_batched_per_engine_step(engine: HybridEngine, prompts: 
 
 async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: list[list[int]]) -> None:
     await asyncio.gather(*(generate(engine, prompts[i], Mode.AUTO, f"kept-{i}", n=1) for i in range(8)))
-    leaving = [asyncio.create_task(generate(engine, prompts[i], Mode.LATENT, f"leaving-{i}", max_tokens=500, ignore_eos=True)) for i in range(8)]
+    leaving = [
+        asyncio.create_task(generate(engine, prompts[i], Mode.LATENT, f"leaving-{i}", max_tokens=500, ignore_eos=True))
+        for i in range(8)
+    ]
     await asyncio.sleep(0.05)
     for task in leaving:
         task.cancel()
     await asyncio.gather(*leaving, return_exceptions=True)
     for attempt in range(50):
-        await generate(engine, prompts[0], Mode.DIRECT, f"flush-{attempt}", max_tokens=1)  # an engine step reports finished requests
+        await generate(
+            engine, prompts[0], Mode.DIRECT, f"flush-{attempt}", max_tokens=1
+        )  # an engine step reports finished requests
         (state, *_) = await engine.collective_rpc("latentserve_state")
         if not (state["latents"] or state["partial_prompts"]):
             break
@@ -155,7 +162,11 @@ async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: 
 
 
 async def test_lost_latents_fail_their_request_and_poison_nothing(
-    engine: HybridEngine, prompts: list[list[int]], expected: list[dict[str, Any]], base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+    engine: HybridEngine,
+    prompts: list[list[int]],
+    expected: list[dict[str, Any]],
+    base: FrozenBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read = engine._read
 
@@ -172,7 +183,9 @@ async def test_lost_latents_fail_their_request_and_poison_nothing(
     assert [token for token in tokens if token != base.tokenizer.eos_token_id] == expected[1][Mode.LATENT]
 
 
-async def test_latents_that_are_not_finite_fall_back_to_explicit(engine: HybridEngine, prompts: list[list[int]], base: FrozenBase) -> None:
+async def test_latents_that_are_not_finite_fall_back_to_explicit(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase
+) -> None:
     def spoil(worker: Any) -> float:
         scale = worker.latentserve._net.scale
         before = float(scale)
