@@ -48,6 +48,24 @@ class Hybrid:
         return self.max_latents > 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One call of `generate` that is routed."""
+
+    prompt: dict[str, Any]
+    token_ids: list[int]
+    """X: the client's tokens."""
+    sampling_params: SamplingParams
+    request_id: str
+    key: str
+    """Of its latents, in the worker."""
+    route: Route
+    kwargs: dict[str, Any]
+
+    def prompt_with(self, suffix: tuple[int, ...]) -> dict[str, Any]:
+        return self.prompt | {"prompt_token_ids": [*self.token_ids, *suffix]}
+
+
 class HybridEngine(AsyncLLM):
     """An engine client: vLLM's serving layer does not know that it is not a plain AsyncLLM."""
 
@@ -93,43 +111,55 @@ class HybridEngine(AsyncLLM):
         """As AsyncLLM.generate; the current route, if there is one, says in which mode to answer, and learns what happened."""
         if ROLE_KEY in (sampling_params.extra_args or {}):
             raise VLLMValidationError(f"vllm_xargs must not contain {ROLE_KEY!r}.", parameter="vllm_xargs")
+        route = current_route.get()
         token_ids = self._client_token_ids(prompt)
         prompt = self._salted(prompt)
-        route = current_route.get()
         if route is None or token_ids is None:
-            async with aclosing(super().generate(prompt, sampling_params, request_id, **kwargs)) as outputs:
+            outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+        else:
+            self._check(route, token_ids, sampling_params)
+            key = f"{request_id}-{time.monotonic_ns()}"
+            outputs = self._routed(_Request(prompt, token_ids, sampling_params, request_id, key, route, kwargs))
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    async def _routed(self, request: "_Request") -> AsyncGenerator[RequestOutput, None]:
+        """Read, decide, answer."""
+        route = request.route
+        if route.requested not in (Mode.LATENT, Mode.AUTO):
+            self._settle(route, Decision(route.requested, None, None, "requested"))
+            async with aclosing(self._answer(request)) as outputs:
                 async for output in outputs:
                     yield output
             return
-        self._check(route, token_ids, sampling_params)
-        key = f"{request_id}-{time.monotonic_ns()}"
-        holds_latents = False
-        wants_latents = self.hybrid.can_think_latent and route.requested in (Mode.LATENT, Mode.AUTO)
-        if wants_latents:
-            await self._latent_permits.acquire()
         finished = False
+        await self._latent_permits.acquire()
+        holds_permit = True
         try:
-            decision = Decision(route.requested, None, None, "requested")
-            if route.requested in (Mode.LATENT, Mode.AUTO):
-                holds_latents = wants_latents
-                verdict, scores = await self._read(prompt, token_ids, request_id, key, route, kwargs)
-                decision = decide(
-                    route.requested, scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent
-                )
-                if decision.mode is Mode.LATENT and not verdict.latents_are_finite:
-                    decision = replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite")
-                if decision.reason in ("latents_not_finite", "score_not_finite"):
-                    self.hybrid.metrics.fallback(decision.reason)
-            self._settle(route, decision)
-            async with aclosing(self._answer(prompt, token_ids, sampling_params, request_id, key, route, kwargs)) as outputs:
+            verdict, scores = await self._read(request)
+            decision = decide(route.requested, scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent)
+            self._settle(route, self._safe(decision, verdict))
+            if route.mode is not Mode.LATENT:  # a long answer that needs no latents keeps nobody waiting
+                self._latent_permits.release()
+                holds_permit = False
+            async with aclosing(self._answer(request)) as outputs:
                 async for output in outputs:
                     finished = output.finished
                     yield output
         finally:
-            if wants_latents:
+            if holds_permit:
                 self._latent_permits.release()
-            if holds_latents and not finished:
-                self._release(key)
+            if not finished:
+                self._release(request.key)
+
+    def _safe(self, decision: Decision, verdict: Verdict) -> Decision:
+        """Explicit thinking where the latents cannot be used, counted."""
+        if decision.mode is Mode.LATENT and not verdict.latents_are_finite:
+            decision = replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite")
+        if decision.reason in ("latents_not_finite", "score_not_finite"):
+            self.hybrid.metrics.fallback(decision.reason)
+        return decision
 
     def _client_token_ids(self, prompt: Any) -> list[int] | None:
         """X of a token prompt that may be routed; None for what is passed on as it is."""
@@ -186,23 +216,22 @@ class HybridEngine(AsyncLLM):
                 parameter="messages",
             )
 
-    async def _read(
-        self, prompt: Any, token_ids: list[int], request_id: str, key: str, route: Route, kwargs: dict[str, Any]
-    ) -> tuple[Verdict, Scores]:
+    async def _read(self, request: "_Request") -> tuple[Verdict, Scores]:
         """Step 1: one prefill, whose hidden states the worker turns into scores and latents."""
         started = time.perf_counter()
-        hybrid = self.hybrid
+        hybrid, route = self.hybrid, request.route
         num_latents = (route.num_latents or hybrid.num_latents) if hybrid.can_think_latent else 0
         has_verdict = hybrid.has_probe or num_latents > 0
-        role = Role("read", key, num_latents)
-        params = self._read_params(role, Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS)
+        params = self._read_params(
+            Role("read", request.key, num_latents), Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS
+        )
         # Without a probe the first token of a direct answer is the signal.
-        suffix = () if has_verdict else hybrid.layout.direct
-        read_prompt = prompt | {"prompt_token_ids": [*token_ids, *suffix]}
-        read_prompt.pop("prompt", None)
-        options = {name: kwargs[name] for name in ("lora_request", "trace_headers", "priority") if name in kwargs}
-        outputs = super().generate(read_prompt, params, f"{request_id}-read", **options)
-        async with aclosing(outputs):
+        prompt = request.prompt_with(() if has_verdict else hybrid.layout.direct)
+        prompt.pop("prompt", None)
+        options = {
+            name: request.kwargs[name] for name in ("lora_request", "trace_headers", "priority") if name in request.kwargs
+        }
+        async with aclosing(super().generate(prompt, params, f"{request.request_id}-read", **options)) as outputs:
             async for output in outputs:
                 last = output
         logprobs = last.outputs[0].logprobs
@@ -246,35 +275,27 @@ class HybridEngine(AsyncLLM):
         is_latent = decision.mode is Mode.LATENT
         route.latent_tokens = (route.num_latents or self.hybrid.num_latents) if is_latent else 0
 
-    async def _answer(
-        self,
-        prompt: Any,
-        token_ids: list[int],
-        sampling_params: SamplingParams,
-        request_id: str,
-        key: str,
-        route: Route,
-        kwargs: dict[str, Any],
-    ) -> AsyncGenerator[RequestOutput, None]:
+    async def _answer(self, request: "_Request") -> AsyncGenerator[RequestOutput, None]:
         """Step 3: the ordinary request, with the layout of the chosen mode after X."""
-        layout = self.hybrid.layout
+        layout, route, params, kwargs = self.hybrid.layout, request.route, request.sampling_params, request.kwargs
         if route.mode is Mode.LATENT:
             suffix = layout.latent(route.latent_tokens)
-            role = Role("answer", key, route.latent_tokens, len(token_ids) + len(layout.before_latents), sampling_params.n)
+            start = len(request.token_ids) + len(layout.before_latents)
+            role = Role("answer", request.key, route.latent_tokens, start, params.n)
         else:
             suffix = layout.direct if route.mode is Mode.DIRECT else layout.explicit
-            role = Role("forget", key, 0)  # latents that step 1 computed and the decision does not want
+            role = Role("forget", request.key, 0)  # latents that step 1 computed and the decision does not want
         if route.requested in (Mode.LATENT, Mode.AUTO):
-            sampling_params.extra_args = (sampling_params.extra_args or {}) | role.extra_args()
+            params.extra_args = (params.extra_args or {}) | role.extra_args()
         if route.mode is not Mode.EXPLICIT:
             kwargs = kwargs | {"reasoning_ended": True}  # a grammar constrains from the first token on
-        answer_prompt = prompt | {"prompt_token_ids": [*token_ids, *suffix]}
-        async with aclosing(super().generate(answer_prompt, sampling_params, request_id, **kwargs)) as outputs:
+        outputs = super().generate(request.prompt_with(suffix), params, request.request_id, **kwargs)
+        async with aclosing(outputs):
             async for output in outputs:
                 if route.mode is Mode.LATENT and any(layout.placeholder in o.token_ids for o in output.outputs):
                     self._lost += 1
                     raise GenerationError("The engine lost the latents of this request. Try again.")
-                output.prompt_token_ids = token_ids  # the client's tokens: what usage counts
+                output.prompt_token_ids = request.token_ids  # the client's tokens: what usage counts
                 yield output
 
     def _release(self, key: str) -> None:

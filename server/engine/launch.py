@@ -47,6 +47,9 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
         default("--enable-auto-tool-choice")
         default("--dtype", "float32" if settings.device == "cpu" else "bfloat16")
         default("--max-model-len", "2048")
+        # Left free, a model that has never seen JSON fills it with white space.
+        default("--structured-outputs-config.backend", "xgrammar")
+        default("--structured-outputs-config.disable_any_whitespace", "true")
         default("--enforce-eager")  # a model of three million parameters: starting faster beats compiling
     parser = make_arg_parser(FlexibleArgumentParser(prog="latentserve serve"))
     args = parser.parse_args([*defaults, *flags])

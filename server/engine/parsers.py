@@ -27,7 +27,7 @@ def routed(parser: type[Parser]) -> type[Parser]:
             "request. Choose another --reasoning-parser or --tool-call-parser."
         )
 
-    class RoutedParser(parser):  # type: ignore[misc]
+    class RoutedParser(parser):
         def is_reasoning_end(self, input_ids: list[int]) -> bool:
             return _answer_only() or super().is_reasoning_end(input_ids)
 

@@ -170,9 +170,9 @@ async def test_lost_latents_fail_their_request_and_poison_nothing(
 ) -> None:
     read = engine._read
 
-    async def read_and_lose(*args: Any) -> Any:
-        result = await read(*args)
-        await engine.collective_rpc("latentserve_drop", args=([args[3]],))
+    async def read_and_lose(request: Any) -> Any:
+        result = await read(request)
+        await engine.collective_rpc("latentserve_drop", args=([request.key],))
         return result
 
     monkeypatch.setattr(engine, "_read", read_and_lose)
