@@ -4,15 +4,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Conditioner = Literal["last", "all"]
+Conditioner = Literal["last", "all", "all+embeddings"]
 
 
 class ReasoningNetConfig(BaseModel):
     """The architecture of G_φ (Latent Reasoning Tuning, section 3.1).
 
-    `conditioner` says what of the base's final hidden states H_X the network reads: the state at the last prompt
-    position, as in the paper, or all of them, which costs the reuse of X's hidden states (they must be computed) and
-    pays where one vector of a small base does not hold the question.
+    `conditioner` says what of the base's hidden states the network reads: the final state at the last prompt position, as
+    in the paper (`last`); the final states of all positions (`all`), which costs the reuse of cached ones (they must be
+    computed) and pays where one vector of a small base does not hold the question; or of all positions the final states
+    and the first ones, which are the token embeddings (`all+embeddings`): final states are about the next token, and a
+    small base forgets in them what the current one was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,3 +29,11 @@ class ReasoningNetConfig(BaseModel):
     num_key_value_heads: int = Field(6, gt=0)
     head_dim: int = Field(32, gt=0)
     rope_theta: float = 10_000.0
+
+    @property
+    def reads_all_positions(self) -> bool:
+        return self.conditioner != "last"
+
+    @property
+    def reads_embeddings(self) -> bool:
+        return self.conditioner == "all+embeddings"

@@ -20,6 +20,7 @@ class Prompt:
     """A batch of questions that the base has read: its final hidden states, and its KV cache to continue from."""
 
     hidden_states: Tensor  # (B, T, d)
+    embeddings: Tensor  # (B, T, d)
     mask: Tensor  # (B, T) bool, padded on the left
     cache: DynamicCache
 
@@ -58,7 +59,7 @@ class FrozenBase:
         hidden_states = self.model.model(
             input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        return Prompt(hidden_states, mask, cache)
+        return Prompt(hidden_states, self.embed(ids), mask, cache)
 
     def prefix(self, layout: LayoutIds, latents: Tensor) -> Tensor:
         """The latent layout as input embeddings, (B, P, d)."""

@@ -3,7 +3,7 @@
 z = f_out( G( f_in(H_X), r̂ ) ), after Latent Reasoning Tuning (ICLR 2026), section 3.1: f_in and f_out are linear, r̂ are
 learnable latent queries, G is a Qwen3 transformer without its embedding layer. Where we differ from the paper:
 
-- With the conditioner `all` the transformer reads f_in(H_X) of every prompt position, before the queries; those
+- With the conditioners `all…` the transformer reads f_in(H_X) of every prompt position, before the queries; those
   positions see each other in both directions. With `last` the queries are f_in(h) ⊙ r̂, as in the paper.
 - Query i sees only the queries before it. The first n of 256 latents are therefore the n latents of a smaller budget:
   one network serves every budget, and blocks of the engine's prefix cache stay valid between budgets.
@@ -26,7 +26,8 @@ class ReasoningNet(nn.Module):
     def __init__(self, config: ReasoningNetConfig, embedding_rms: float = 1.0) -> None:
         super().__init__()
         self.config = config
-        self.f_in = nn.Linear(config.base_hidden_size, config.hidden_size, bias=False)
+        num_inputs = config.base_hidden_size * (2 if config.reads_embeddings else 1)
+        self.f_in = nn.Linear(num_inputs, config.hidden_size, bias=False)
         self.queries = nn.Parameter(torch.randn(config.num_latent_tokens, config.hidden_size) * 0.5)
         self.backbone = Qwen3Model(
             Qwen3Config(
@@ -45,17 +46,21 @@ class ReasoningNet(nn.Module):
         self.f_out = nn.Linear(config.hidden_size, config.base_hidden_size, bias=False)
         self.scale = nn.Parameter(torch.tensor(float(embedding_rms)))
 
-    def forward(self, hidden_states: Tensor, mask: Tensor, num_latents: int | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, embeddings: Tensor, mask: Tensor, num_latents: int | None = None) -> Tensor:
         """The latents z, (B, N, d).
 
         Args:
             hidden_states: H_X, (B, T, d), the base's final (normed) hidden states, padded on the left.
+            embeddings: E_X, (B, T, d), the embeddings of X; read only by the conditioner `all+embeddings`.
             mask: (B, T) bool, True where there is a token.
             num_latents: N; the network's own number by default.
         """
         queries = self.queries[: num_latents or self.config.num_latent_tokens]  # (N, w)
-        states = self.f_in(rms_norm(hidden_states, hidden_states.shape[-1:]))  # (B, T, w)
-        if self.config.conditioner == "last":
+        inputs = rms_norm(hidden_states, hidden_states.shape[-1:])
+        if self.config.reads_embeddings:
+            inputs = torch.cat([inputs, rms_norm(embeddings, embeddings.shape[-1:])], dim=-1)
+        states = self.f_in(inputs)  # (B, T, w)
+        if not self.config.reads_all_positions:
             inputs, seen = states[:, -1:] * queries, mask[:, :0]
         else:
             inputs = torch.cat([states, queries.expand(len(states), -1, -1)], dim=1)

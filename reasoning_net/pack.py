@@ -56,5 +56,5 @@ def parity(base: FrozenBase, bundle: Bundle, messages: list[dict[str, str]]) -> 
     tensors = {"prompt_token_ids": torch.tensor(token_ids), "hidden_state": prompt.hidden_states[0, -1].float()}
     net = bundle.reasoning_net()
     if net is not None:
-        tensors["latents"] = net(prompt.hidden_states.float(), prompt.mask, PARITY_LATENTS)[0]
+        tensors["latents"] = net(prompt.hidden_states, prompt.embeddings, prompt.mask, PARITY_LATENTS)[0]
     return tensors

@@ -140,7 +140,7 @@ def main(config: SftConfig) -> None:
         batch = batch[: max(8, len(batch) * 2 * config.num_latents // (config.num_latents + num_latents))]
         with torch.autocast(base.device.type, torch.bfloat16):
             prompt = base.read([sample.prompt_ids for sample in batch])
-            latents = net(prompt.hidden_states, prompt.mask, num_latents)
+            latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
             answers = answer_ids(base, [sample.example.reply for sample in batch])
             logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
         nll = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=-100, reduction="none")

@@ -53,7 +53,7 @@ def observe(
         ids = [base.prompt_ids(example.messages) for example in batch]
         lengths += map(len, ids)
         prompt = base.read(ids)
-        latents = net(prompt.hidden_states, prompt.mask, num_latents) if net else None
+        latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents) if net else None
         rows = reader.features(prompt.hidden_states.float(), prompt.mask, latents)
         for name, part in zip(features, rows.split(base.hidden_size, dim=1), strict=True):
             features[name].append(part)

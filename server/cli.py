@@ -180,7 +180,7 @@ def sft(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3600,
     num_latents: Annotated[int, typer.Option(help="Latents per question until the nested part of the run.")] = 16,
     max_latents: Annotated[int, typer.Option(help="The most latents that the network can compute.")] = 256,
-    conditioner: Annotated[str, typer.Option(help="all: every prompt position; last: the final one, as in the paper.")] = "all",
+    conditioner: Annotated[str, typer.Option(help="last: the final position, as in the paper; all; all+embeddings.")] = "all",
     hidden_size: Annotated[int, typer.Option(help="Width of the network.")] = 160,
     num_layers: Annotated[int, typer.Option(help="Depth of the network.")] = 6,
     batch_size: Annotated[int, typer.Option(help="Questions a step.")] = 64,

@@ -1,8 +1,9 @@
 """Run the server from the command line: every way it can fail to start becomes one sentence."""
 
 import os
-import sys
 from collections.abc import Sequence
+
+import psutil
 
 from reasoning_net.bundle import BundleError
 from server.settings import Settings
@@ -10,7 +11,7 @@ from server.settings import Settings
 
 def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
     """Serve until a signal. Returns what went wrong, or None."""
-    problem = _check_model(settings)
+    problem = _check_model(settings) or _check_memory(settings)
     if problem:
         return problem
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # our hooks are in the V1 runner
@@ -32,13 +33,13 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
         raise
     except KeyboardInterrupt:
         return None
-    except (RuntimeError, ValueError) as error:
-        if "memory" in str(error).lower():
-            return (
-                f"the engine could not start for lack of memory: {error}. Lower LATENTSERVE_KV_CACHE_GIB (CPU) or "
-                "--gpu-memory-utilization, --max-model-len or --max-num-seqs."
-            )
-        raise
+    except RuntimeError as error:
+        if "Engine core initialization failed" not in str(error):
+            raise
+        return (
+            "the engine could not start: its own error is above. If it ran out of memory, lower LATENTSERVE_KV_CACHE_GIB (CPU), "
+            "--gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
+        )
     return None
 
 
@@ -47,6 +48,16 @@ def _check_model(settings: Settings) -> str | None:
     looks_like_path = path.startswith((".", "/", "~")) or os.path.exists(path)
     if looks_like_path and not os.path.isfile(os.path.join(path, "config.json")):
         return f"there is no model in {path}: a checkpoint directory has a config.json. Name one, or an id, with --model."
-    if settings.device == "cuda" and sys.platform == "darwin":
-        return "there is no CUDA on this machine. Use --device cpu."
     return None
+
+
+def _check_memory(settings: Settings) -> str | None:
+    if settings.device != "cpu":
+        return None  # vLLM measures a GPU itself
+    free_gib = psutil.virtual_memory().available / 2**30
+    if settings.kv_cache_gib < free_gib:
+        return None
+    return (
+        f"the KV cache is to take {settings.kv_cache_gib} GiB, but only {free_gib:.1f} GiB of memory are free. "
+        "Set LATENTSERVE_KV_CACHE_GIB lower, or stop what uses the memory."
+    )

@@ -85,7 +85,7 @@ class HybridEngine(AsyncLLM):
         net = manifest.reasoning_net if manifest else None
         probe = manifest.probe if manifest else None
         max_latents = net.num_latent_tokens if net else 0
-        conditions_on_all = bool(net and net.conditioner == "all") or bool(probe and set(probe.features) != {"last"})
+        conditions_on_all = bool(net and net.reads_all_positions) or bool(probe and set(probe.features) != {"last"})
         thresholds = manifest.thresholds if manifest else Thresholds()
         if thresholds.entropy is None:
             thresholds = thresholds.model_copy(update={"entropy": entropy_threshold})

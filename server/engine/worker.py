@@ -189,7 +189,10 @@ class LatentOverlay:
             hidden_states[row, length - len(states) :] = states
             mask[row, length - len(states) :] = True
         num_latents = max(role.num_latents for _, role, _ in ended)
-        z = self._net(hidden_states, mask, num_latents) if self._net is not None and num_latents else None  # (B, N, d)
+        z = None
+        if self._net is not None and num_latents:
+            embeddings = self._embed([request_id for request_id, _, _ in ended], mask)
+            z = self._net(hidden_states, embeddings, mask, num_latents)  # (B, N, d)
         scores = self._scores(hidden_states, mask, z)
         finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
         seconds = time.perf_counter() - started
@@ -203,6 +206,14 @@ class LatentOverlay:
         while len(self.latents) > self._capacity:
             key, _ = self.latents.popitem(last=False)
             logger.warning("Dropped the latents of %s: more than %d requests hold latents.", key, self._capacity)
+
+    def _embed(self, request_ids: list[str], mask: Tensor) -> Tensor:
+        """E_X of the prompts, (B, T, d), padded on the left."""
+        ids = mask.new_zeros(mask.shape, dtype=torch.long)
+        for row, request_id in enumerate(request_ids):
+            prompt = self._runner.requests[request_id].prompt_token_ids
+            ids[row, mask.shape[1] - len(prompt) :] = torch.tensor(prompt)
+        return self._runner.model.embed_input_ids(ids.flatten()).view(*mask.shape, -1)
 
     def _scores(self, hidden_states: Tensor, mask: Tensor, z: Tensor | None) -> list[dict[str, float]]:
         if self._probe is None or (z is None and "latents" in self._probe.config.features):

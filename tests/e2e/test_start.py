@@ -50,6 +50,11 @@ def test_unknown_bundle_field(tmp_path: Path) -> None:
     assert "surprise" in start("--bundle", str(other))
 
 
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTSERVE_KV_CACHE_GIB", "100000")
+    assert "100000 GiB, but only" in start()
+
+
 def test_occupied_port() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -14,25 +14,25 @@ def network(conditioner: str) -> ReasoningNet:
     return ReasoningNet(config, embedding_rms=0.7).eval()
 
 
-@pytest.mark.parametrize("conditioner", ["last", "all"])
+@pytest.mark.parametrize("conditioner", ["last", "all", "all+embeddings"])
 @torch.no_grad()
 def test_fewer_latents_are_a_prefix_of_more(conditioner: str) -> None:
     net = network(conditioner)
     states, mask = torch.randn(3, 9, 24), torch.ones(3, 9, dtype=torch.bool)
-    full = net(states, mask)
+    full = net(states, states.flip(1), mask)
     assert full.shape == (3, 32, 24)
     for n in (1, 8, 31):
-        torch.testing.assert_close(net(states, mask, n), full[:, :n])
+        torch.testing.assert_close(net(states, states.flip(1), mask, n), full[:, :n])
 
 
-@pytest.mark.parametrize("conditioner", ["last", "all"])
+@pytest.mark.parametrize("conditioner", ["last", "all", "all+embeddings"])
 @torch.no_grad()
 def test_padding_changes_nothing(conditioner: str) -> None:
     net = network(conditioner)
     states = torch.randn(1, 5, 24)
     padded = torch.cat([torch.randn(1, 7, 24) * 100, states], dim=1)
     mask = torch.arange(12)[None] >= 7
-    torch.testing.assert_close(net(padded, mask), net(states, torch.ones(1, 5, dtype=torch.bool)))
+    torch.testing.assert_close(net(padded, padded, mask), net(states, states, torch.ones(1, 5, dtype=torch.bool)))
 
 
 @torch.no_grad()
@@ -41,11 +41,14 @@ def test_conditioners_read_what_they_say() -> None:
     changed = states.clone()
     changed[:, 0] += 1
     last, everything = network("last"), network("all")
-    torch.testing.assert_close(last(changed, mask), last(states, mask))
-    assert not torch.allclose(everything(changed, mask), everything(states, mask))
+    torch.testing.assert_close(last(changed, states, mask), last(states, states, mask))
+    assert not torch.allclose(everything(changed, states, mask), everything(states, states, mask))
+    torch.testing.assert_close(everything(states, changed, mask), everything(states, states, mask))
+    both = network("all+embeddings")
+    assert not torch.allclose(both(states, changed, mask), both(states, states, mask))
 
 
 @torch.no_grad()
 def test_latents_have_the_scale_of_the_embeddings() -> None:
-    z = network("all")(torch.randn(2, 6, 24) * 50, torch.ones(2, 6, dtype=torch.bool))
+    z = network("all")(torch.randn(2, 6, 24) * 50, torch.zeros(2, 6, 24), torch.ones(2, 6, dtype=torch.bool))
     torch.testing.assert_close(z.pow(2).mean(-1).sqrt(), torch.full((2, 32), 0.7), rtol=1e-3, atol=1e-3)

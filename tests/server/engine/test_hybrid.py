@@ -81,7 +81,7 @@ def expected(base: FrozenBase, bundle: Bundle, prompts: list[list[int]]) -> list
     for token_ids in prompts:
         prompt = base.read([token_ids])
         with torch.no_grad():
-            z = net(prompt.hidden_states, prompt.mask, NUM_LATENTS)
+            z = net(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)
         direct = base.embed(torch.tensor([layout.direct]))
         results.append(
             {
