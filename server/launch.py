@@ -37,8 +37,8 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
         if "Engine core initialization failed" not in str(error):
             raise
         return (
-            "the engine could not start: its own error is above. If it ran out of memory, lower LATENTSERVE_KV_CACHE_GIB (CPU), "
-            "--gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
+            "the engine could not start: its own error is above. If it ran out of memory, lower "
+            "LATENTSERVE_KV_CACHE_GIB (CPU), --gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
         )
     return None
 
