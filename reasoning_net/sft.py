@@ -4,7 +4,7 @@
 
 Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ:
 
-- A curriculum over the task's levels: the next opens when the replies of the hardest open one are likely enough.
+- A curriculum over the task's levels: the next opens when the replies of the hardest open one are likely enough, or on time.
 - In the last part of the run half of the batches draw their number of latents, so that one network serves several budgets.
 - Where a task knows the chain's intermediate results, an auxiliary loss reads them off the first latents for part of the run.
 """
@@ -53,6 +53,8 @@ class SftConfig:
     start_level: int = 2
     next_level_nll: float = 0.5
     """The next level opens when the mean NLL (nats per reply) at the hardest open one is below this."""
+    all_levels_by: float = 0.5
+    """By this share of the steps every level is open, however likely its replies are."""
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(muon_lr=0.015, adamw_lr=0.002))
 
@@ -95,6 +97,9 @@ class Curriculum:
         self.levels, self.open, self._threshold = levels, min(start, levels), threshold
         self._nll: dict[int, float] = {}
 
+    def open_at_least(self, level: int) -> None:
+        self.open = max(self.open, min(level, self.levels))
+
     def draw(self, rng: random.Random) -> int:
         """A level: the newest one in two of five draws while not all are open, else uniform."""
         newest = self.open < self.levels and rng.random() < 0.4
@@ -131,6 +136,7 @@ def main(config: SftConfig) -> None:
     pool: list[list[_Sample]] = []
     for step in run.steps():
         rng = random.Random(f"{config.seed}-{step}")
+        curriculum.open_at_least(int(task.levels * step / (config.all_levels_by * config.steps)))
         pool = pool or draw_pool(task, base, rng, curriculum, config.batch_size)
         batch = pool.pop()
         num_latents = config.num_latents

@@ -1,10 +1,9 @@
 """The demo task: word problems whose answer is a small whole number, with the chain that solves them.
 
-Three families: `counting` (one person's changing count), `exchanging` (two or three people who give to each other) and
-`buying` (money, prices). Chains are written as slow-thinking models write them: every step restated, the values that
-the next step needs stated in full and right behind their names, some doubt, a re-check at the end. Difficulty does not
-follow from length alone: some sentences change nothing, and steps are easy (plus or minus one to three) or hard
-(doubling, halving, larger numbers).
+Two families: `counting` (one person's changing count) and `buying` (money, prices). Chains are written as slow-thinking
+models write them: every step restated, the values that the next step needs stated in full and right behind their names,
+some doubt, a re-check at the end. Difficulty does not follow from length alone: some sentences change nothing, and steps
+are easy (plus or minus one to three) or hard (doubling, halving, larger numbers).
 
 A question is a test question when the hash of its text says so: train and test are disjoint by construction, for
 every seed.
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
-FAMILIES = ("counting", "exchanging", "buying")
+FAMILIES = ("counting", "buying")
 MAX_STEPS = 8
 
 _WOMEN = ("Ann", "Eva", "Mia", "Zoe", "Lucy", "Nora")
@@ -137,16 +136,15 @@ def _nothing(rng: random.Random, who: str, item: str, strangers: list[str]) -> s
     )
 
 
-def _people(rng: random.Random, n: int) -> tuple[list[str], str, list[str]]:
-    """`n` people, the pronoun of the first, and strangers who are none of them."""
+def _person(rng: random.Random) -> tuple[str, str, list[str]]:
+    """Somebody, the pronoun, and everybody else."""
     everyone = [*_WOMEN, *_MEN]
-    people = rng.sample(everyone, n)
-    strangers = [name for name in everyone if name not in people]
-    return people, "she" if people[0] in _WOMEN else "he", strangers
+    name = rng.choice(everyone)
+    return name, "she" if name in _WOMEN else "he", [other for other in everyone if other != name]
 
 
 def _counting(rng: random.Random, steps: int) -> Question:
-    (name,), pronoun, strangers = _people(rng, 1)
+    name, pronoun, strangers = _person(rng)
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
     value = start = rng.randint(1, cap)
     values = [start]
@@ -178,80 +176,8 @@ def _counting(rng: random.Random, steps: int) -> Question:
     )
 
 
-def _exchange(
-    rng: random.Random, people: list[str], has: dict[str, int], item: str, hard: float, cap: int
-) -> tuple[str, str, str, int, str]:
-    """One event: (giver or "", taker or "", operator, operand, what is said of it)."""
-    owners = [name for name in people if has[name] > 0]
-    if not owners or (min(has.values()) < cap and rng.random() < 0.15):
-        taker = min(people, key=lambda name: has[name])
-        n = _amount(rng, hard, cap - has[taker])
-        return "", taker, "+", n, rng.choice((f"{taker} finds {_many(n, item)}", f"{taker} buys {_many(n, item)}"))
-    giver = rng.choice(owners)
-    taker = rng.choice([name for name in people if name != giver])
-    if has[giver] % 2 == 0 and has[taker] + has[giver] // 2 <= cap and rng.random() < 0.3 * hard:
-        events = (f"{giver} gives half of the {item} to {taker}", f"{taker} gets half of the {item} of {giver}")
-        return giver, taker, "/", 2, rng.choice(events)
-    if has[taker] < cap and rng.random() < 0.8:
-        n = _amount(rng, hard, min(has[giver], cap - has[taker]))
-        events = (f"{giver} gives {_many(n, item)} to {taker}", f"{taker} gets {_many(n, item)} from {giver}")
-        return giver, taker, "-", n, rng.choice(events)
-    n = _amount(rng, hard, has[giver])
-    return giver, "", "-", n, rng.choice((f"{giver} loses {_many(n, item)}", f"{giver} sells {_many(n, item)}"))
-
-
-def _exchanging(rng: random.Random, steps: int) -> Question:
-    people, _, strangers = _people(rng, 2 if rng.random() < 0.8 else 3)
-    item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
-    has = {name: rng.randint(1, 10) for name in people}
-    asked = rng.choice(people)
-
-    def state() -> str:
-        return ", ".join(f"{name} {has[name]}" for name in people)
-
-    text = [" ".join(f"{name} has {_many(has[name], item)}." for name in people)]
-    lines, at = [f"I need the number of {item} of {asked}.", f"At the start {state()}."], _Calendar(rng)
-    values = [has[asked]]
-    for counts in _schedule(rng, steps):
-        if not counts:
-            text.append(at(_nothing(rng, asked, item, strangers)))
-            lines.append(f"{text[-1]} That changes nothing. Now {state()}.")
-            continue
-        giver, taker, op, n, event = _exchange(rng, people, has, item, hard, cap)
-        text.append(at(event))
-        line, moved = text[-1], n
-        if giver:
-            before = has[giver]
-            moved = before // 2 if op == "/" else n
-            has[giver] = before - moved
-            line += (
-                f" {giver} {before}: {before} {op} {n} = {has[giver]}, {giver} {has[giver]}.{_doubt(before, op, has[giver])}"
-            )
-        if taker:
-            before = has[taker]
-            has[taker] = before + moved
-            line += f" {taker} {before}: {before} + {moved} = {has[taker]}, {taker} {has[taker]}."
-        lines.append(f"{line} Now {state()}.")
-        values.append(has[asked])
-    text.append(
-        rng.choice((f"How many {item} does {asked} have now?", f"What is the number of {item} that {asked} has at the end?"))
-    )
-    lines.append(
-        f"Let me check it again: {state()}. I need {asked}: {asked} {has[asked]}, the same. So the answer is {has[asked]}."
-    )
-    return Question(
-        " ".join(text),
-        "\n".join(lines),
-        f"{asked} has {_many(has[asked], item)}.",
-        has[asked],
-        "exchanging",
-        steps,
-        tuple(values),
-    )
-
-
 def _buying(rng: random.Random, steps: int) -> Question:
-    (name,), pronoun, strangers = _people(rng, 1)
+    name, pronoun, strangers = _person(rng)
     hard, cap = rng.choice((0.0, 0.5, 1.0)), 30
     goods = rng.sample(_GOODS, 2)
     price = {plural: rng.randint(1, 5 if hard else 3) for plural in goods}
@@ -295,6 +221,5 @@ def _buying(rng: random.Random, steps: int) -> Question:
 
 _BUILDERS: dict[str, Callable[[random.Random, int], Question]] = {
     "counting": _counting,
-    "exchanging": _exchanging,
     "buying": _buying,
 }
