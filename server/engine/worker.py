@@ -191,7 +191,9 @@ class LatentOverlay:
         num_latents = max(role.num_latents for _, role, _ in ended)
         z = None
         if self._net is not None and num_latents:
-            embeddings = self._embed([request_id for request_id, _, _ in ended], mask)
+            # With the conditioner `last` a prompt's cached positions are not here, and not needed.
+            reads_embeddings = self._net.config.reads_embeddings
+            embeddings = self._embed([request_id for request_id, _, _ in ended], mask) if reads_embeddings else hidden_states
             z = self._net(hidden_states, embeddings, mask, num_latents)  # (B, N, d)
         scores = self._scores(hidden_states, mask, z)
         finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
