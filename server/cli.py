@@ -197,10 +197,10 @@ def fit(
     output: Annotated[Path, typer.Option(help="Where the bundle goes.")],
     net: Annotated[Path | None, typer.Option(help="Output of `train sft`; without it the bundle has a probe alone.")] = None,
     model: Annotated[str, typer.Option(help="The frozen base.")] = str(DEMO_MODEL),
-    n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 6000,
+    n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 8000,
     num_latent_tokens: Annotated[int, typer.Option(help="Latents per question in serving.")] = 16,
-    explicit_accuracy: Annotated[float, typer.Option(help="Measured accuracy of explicit mode.")] = 0.97,
-    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.01,
+    explicit_accuracy: Annotated[float, typer.Option(help="Measured accuracy of explicit mode.")] = 0.995,
+    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.0185,
     seed: Annotated[int, typer.Option(help="Seed of the questions and the probe.")] = 1,
 ) -> None:
     """Fit the probe, choose the threshold of auto, and pack the bundle."""

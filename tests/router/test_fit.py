@@ -26,6 +26,6 @@ def test_a_probe_learns_what_the_states_show() -> None:
     observed = Observations({"last": states}, {"direct": solvable}, torch.ones(2000), torch.ones(2000))
     fresh = torch.randn(500, 8)
     truth = (fresh[:, 0] * fresh[:, 1] > 0).float()
-    probe = fit(observed, ("last",), weight_decay=0.01)
+    probe = fit(observed, ("last",))
     held_out = Observations({"last": fresh}, {"direct": truth}, torch.ones(500), torch.ones(500))
     assert auroc(probabilities(probe, held_out, "direct"), truth) > 0.9
