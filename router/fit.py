@@ -81,7 +81,7 @@ class FitConfig:
     n: int = 8000
     num_latent_tokens: int = 16
     explicit_accuracy: float = 0.995
-    max_loss: float = 0.0185
+    max_loss: float = 0.0205
     seed: int = 1
     task: str = "demo"
 

@@ -28,7 +28,11 @@ async def create_app(
     # Innermost: vLLM's own middleware (keys, request ids, metrics) sees the request first.
     app.user_middleware.append(
         Middleware(
-            ReasoningModes, default=settings.default_mode, latent_available=engine.hybrid.can_think_latent, metrics=metrics
+            ReasoningModes,
+            default=settings.default_mode,
+            latent_available=engine.hybrid.can_think_latent,
+            metrics=metrics,
+            abort=engine.abort,
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already

@@ -41,8 +41,16 @@ Body = dict[str, Any]
 class ReasoningModes:
     """Reads the mode of a request, makes its `Route` known to the engine, and writes the route into the response."""
 
-    def __init__(self, app: ASGIApp, default: Mode, latent_available: bool, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        default: Mode,
+        latent_available: bool,
+        metrics: Metrics,
+        abort: Callable[[list[str]], Awaitable[None]],
+    ) -> None:
         self._app, self._default, self._latent_available, self._metrics = app, default, latent_available, metrics
+        self._abort = abort
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PATHS:
@@ -67,6 +75,9 @@ class ReasoningModes:
             await self._app(scope, _replay(raw, receive), _RouteWriter(send, route) if route else send)
         finally:
             current_route.reset(token)
+            if route and route.in_flight:
+                # The client left while a chunk was on its way: nobody awaits the engine, and the garbage collector is late.
+                await self._abort(list(route.in_flight))
             if route:
                 self._metrics.answered(route, time.perf_counter() - started)
 

@@ -200,7 +200,7 @@ def fit(
     n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 8000,
     num_latent_tokens: Annotated[int, typer.Option(help="Latents per question in serving.")] = 16,
     explicit_accuracy: Annotated[float, typer.Option(help="Measured accuracy of explicit mode.")] = 0.995,
-    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.0185,
+    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.0205,
     seed: Annotated[int, typer.Option(help="Seed of the questions and the probe.")] = 1,
 ) -> None:
     """Fit the probe, choose the threshold of auto, and pack the bundle."""

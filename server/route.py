@@ -1,7 +1,7 @@
 """One HTTP request's way to a mode: what it asked for, handed to the engine; and what happened, handed back."""
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from router.policy import Mode
@@ -24,6 +24,8 @@ class Route:
     read_seconds: float | None = None
     """Step 1 as the gateway saw it: prefill, capture, network and probe."""
     network_seconds: float | None = None
+    in_flight: set[str] = field(default_factory=set)
+    """Engine requests that have not ended."""
 
     @property
     def thinks_in_text(self) -> bool:

@@ -232,8 +232,10 @@ class HybridEngine(AsyncLLM):
             name: request.kwargs[name] for name in ("lora_request", "trace_headers", "priority") if name in request.kwargs
         }
         async with aclosing(super().generate(prompt, params, f"{request.request_id}-read", **options)) as outputs:
+            route.in_flight.add(f"{request.request_id}-read")
             async for output in outputs:
                 last = output
+            route.in_flight.discard(f"{request.request_id}-read")
         logprobs = last.outputs[0].logprobs
         assert logprobs, "step 1 asks for log-probabilities"
         values = [entry.logprob for entry in logprobs[0].values()]
@@ -291,7 +293,10 @@ class HybridEngine(AsyncLLM):
             kwargs = kwargs | {"reasoning_ended": True}  # a grammar constrains from the first token on
         outputs = super().generate(request.prompt_with(suffix), params, request.request_id, **kwargs)
         async with aclosing(outputs):
+            route.in_flight.add(request.request_id)
             async for output in outputs:
+                if output.finished:
+                    route.in_flight.discard(request.request_id)
                 if route.mode is Mode.LATENT and any(layout.placeholder in o.token_ids for o in output.outputs):
                     self._lost += 1
                     raise GenerationError("The engine lost the latents of this request. Try again.")

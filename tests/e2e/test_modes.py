@@ -20,7 +20,13 @@ TOOL = {
     "function": {
         "name": "count",
         "description": "Count things.",
-        "parameters": {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"]},
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"n": {"enum": [1, 2, 3]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
     },
 }
 SCHEMA = {
@@ -97,6 +103,9 @@ def test_a_named_tool_is_called(client: openai.OpenAI, asked: list[Question], mo
         "tools": [TOOL],
         "tool_choice": {"type": "function", "function": {"name": "count"}},
         "max_tokens": 600,
+        "frequency_penalty": 2.0
+        if mode != "explicit"
+        else 0.3,  # or a model that has never seen JSON fills it with line breaks
     }
     if stream:
         chunks, _, _ = collect(ask(client, asked[2], mode, stream=True, **options))

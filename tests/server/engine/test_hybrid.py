@@ -76,22 +76,21 @@ def prompts(base: FrozenBase, asked: list[Question]) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def expected(base: FrozenBase, bundle: Bundle, prompts: list[list[int]]) -> list[dict[str, Any]]:
     """What transformers computes for each prompt alone."""
+    return [transformers_answers(base, bundle, token_ids) for token_ids in prompts]
+
+
+def transformers_answers(base: FrozenBase, bundle: Bundle, token_ids: list[int]) -> dict[str, Any]:
     net, layout = bundle.reasoning_net(), bundle.manifest.layout.token_ids(base.tokenizer)
-    results = []
-    for token_ids in prompts:
-        prompt = base.read([token_ids])
-        with torch.no_grad():
-            z = net(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)
-        direct = base.embed(torch.tensor([layout.direct]))
-        results.append(
-            {
-                "states": prompt.hidden_states[0],
-                "z": z[0],
-                Mode.LATENT: base.generate(base.read([token_ids]), base.prefix(layout, z), MAX_TOKENS)[0],
-                Mode.DIRECT: base.generate(base.read([token_ids]), direct, MAX_TOKENS)[0],
-            }
-        )
-    return results
+    prompt = base.read([token_ids])
+    with torch.no_grad():
+        z = net(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)
+    direct = base.embed(torch.tensor([layout.direct]))
+    return {
+        "states": prompt.hidden_states[0],
+        "z": z[0],
+        Mode.LATENT: base.generate(base.read([token_ids]), base.prefix(layout, z), MAX_TOKENS)[0],
+        Mode.DIRECT: base.generate(base.read([token_ids]), direct, MAX_TOKENS)[0],
+    }
 
 
 async def test_hidden_states_and_latents_equal_transformers(
@@ -162,12 +161,9 @@ async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: 
 
 
 async def test_lost_latents_fail_their_request_and_poison_nothing(
-    engine: HybridEngine,
-    prompts: list[list[int]],
-    expected: list[dict[str, Any]],
-    base: FrozenBase,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: HybridEngine, asked: list[Question], base: FrozenBase, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    token_ids = base.prompt_ids([{"role": "user", "content": asked[40].question}])  # not in the prefix cache
     read = engine._read
 
     async def read_and_lose(request: Any) -> Any:
@@ -177,10 +173,11 @@ async def test_lost_latents_fail_their_request_and_poison_nothing(
 
     monkeypatch.setattr(engine, "_read", read_and_lose)
     with pytest.raises(GenerationError, match="latents"):
-        await generate(engine, prompts[1], Mode.LATENT, "lost")
+        await generate(engine, token_ids, Mode.LATENT, "lost")
     monkeypatch.undo()
-    _, tokens = await generate(engine, prompts[1], Mode.LATENT, "found")
-    assert [token for token in tokens if token != base.tokenizer.eos_token_id] == expected[1][Mode.LATENT]
+    _, tokens = await generate(engine, token_ids, Mode.LATENT, "found")
+    expected = transformers_answers(base, bundle, token_ids)[Mode.LATENT]
+    assert [token for token in tokens if token != base.tokenizer.eos_token_id] == expected
 
 
 async def test_latents_that_are_not_finite_fall_back_to_explicit(
