@@ -8,6 +8,7 @@ Precedence of the mode: body field `mode` > model alias `name:latent` > header `
 fields that would change it are taken out of the body.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -71,15 +72,22 @@ class ReasoningModes:
         scope = dict(scope, headers=[(k, v) for k, v in scope["headers"] if k != b"content-length"])
         scope["headers"].append((b"content-length", str(len(raw)).encode()))
         token = current_route.set(route)
+        client = _Client(raw, receive)
+        leaving = asyncio.create_task(self._abort_when_left(client, route)) if route else None
         try:
-            await self._app(scope, _replay(raw, receive), _RouteWriter(send, route) if route else send)
+            await self._app(scope, client.receive, _RouteWriter(send, route) if route else send)
         finally:
             current_route.reset(token)
-            if route and route.in_flight:
-                # The client left while a chunk was on its way: nobody awaits the engine, and the garbage collector is late.
-                await self._abort(list(route.in_flight))
-            if route:
+            if route and leaving:
+                leaving.cancel()
                 self._metrics.answered(route, time.perf_counter() - started)
+
+    async def _abort_when_left(self, client: "_Client", route: Route) -> None:
+        """Stop the engine's work as soon as nobody waits for it, whatever the layers between have yet to notice."""
+        await client.left()
+        while route.in_flight:
+            await self._abort(list(route.in_flight))
+            await asyncio.sleep(0.05)
 
     def _route(self, path: str, body: Body, headers: Headers) -> Route | None:
         """The request's route; None where there is nothing to choose (a raw completion, a continued message)."""
@@ -226,14 +234,23 @@ async def _read_body(receive: Receive) -> bytes | None:
             return b"".join(chunks)
 
 
-def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    sent = False
+class _Client:
+    """The request's body, replayed, and one watch for the client leaving, however many layers ask for it."""
 
-    async def replayed() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._gone = asyncio.ensure_future(self._watch(receive))
 
-    return replayed
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def left(self) -> None:
+        await asyncio.shield(self._gone)
+
+    async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.left()
+        return {"type": "http.disconnect"}
