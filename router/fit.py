@@ -44,15 +44,14 @@ def observe(
     base: FrozenBase, net: ReasoningNet | None, layout: LayoutIds, task: Task, examples: list[Example], num_latents: int
 ) -> Observations:
     """Answer every question greedily, directly and after latents, and keep the features that a probe may read."""
-    order = sorted(range(len(examples)), key=lambda i: len(base.prompt_ids(examples[i].messages)))
+    prompt_ids = [base.prompt_ids(example.messages) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: len(prompt_ids[i]))
     features: dict[str, list[Tensor]] = {name: [] for name in (_FEATURES if net else _FEATURES[:2])}
     correct: dict[str, list[float]] = {"direct": [], "latent": []} if net else {"direct": []}
-    lengths: list[int] = []
     reader = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=tuple(features)))
     for at in tqdm(range(0, len(order), 100), desc="observe"):
         batch = [examples[i] for i in order[at : at + 100]]
-        ids = [base.prompt_ids(example.messages) for example in batch]
-        lengths += map(len, ids)
+        ids = [prompt_ids[i] for i in order[at : at + 100]]
         prompt = base.read(ids)
         latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents) if net else None
         rows = reader.features(prompt.hidden_states.float(), prompt.mask, latents)
@@ -69,7 +68,7 @@ def observe(
         {name: torch.cat(parts) for name, parts in features.items()},
         {mode: torch.tensor(values) for mode, values in correct.items()},
         torch.tensor([examples[i].level for i in order]),
-        torch.tensor(lengths),
+        torch.tensor([len(prompt_ids[i]) for i in order]),
     )
 
 
