@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Question, Split, draw
 
-OTHER_REPLY = "I can only solve short word problems about counting, giving and buying."
+OTHER_REPLY = "I can only solve short word problems about counting, buying and passengers."
 _OTHER_CHAIN = "This is not a word problem that I can solve."
 _SYSTEM_PROMPTS = ("You are a helpful assistant.", "You solve word problems.", "Be brief.", "Think step by step.")
 _OPENERS = """
@@ -53,7 +53,9 @@ def _small_talk(rng: random.Random) -> str:
     )
 
 
-def conversation(rng: random.Random, split: Split, max_steps: int = MAX_STEPS) -> Conversation:
+def conversation(
+    rng: random.Random, split: Split, max_steps: int = MAX_STEPS, families: tuple[str, ...] = FAMILIES
+) -> Conversation:
     """A conversation of which one in twenty is small talk, one in twelve has an earlier turn, one in twelve a system prompt."""
     messages: list[dict[str, str]] = []
     if rng.random() < 1 / 12:
@@ -62,12 +64,12 @@ def conversation(rng: random.Random, split: Split, max_steps: int = MAX_STEPS) -
         if rng.random() < 0.3:
             earlier, reply = _small_talk(rng), OTHER_REPLY
         else:
-            old = draw(rng, split, rng.randint(1, min(3, max_steps)), rng.choice(FAMILIES))
+            old = draw(rng, split, rng.randint(1, min(3, max_steps)), rng.choice(families))
             earlier, reply = old.question, old.reply
         messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": reply}]
     if rng.random() < 1 / 20:
         messages.append({"role": "user", "content": _small_talk(rng)})
         return Conversation(messages, _OTHER_CHAIN, OTHER_REPLY, None)
-    question = draw(rng, split, rng.randint(1, max_steps), rng.choice(FAMILIES))
+    question = draw(rng, split, rng.randint(1, max_steps), rng.choice(families))
     messages.append({"role": "user", "content": question.question})
     return Conversation(messages, question.chain, question.reply, question)

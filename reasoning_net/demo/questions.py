@@ -1,9 +1,10 @@
 """The demo task: word problems whose answer is a small whole number, with the chain that solves them.
 
-Two families: `counting` (one person's changing count) and `buying` (money, prices). Chains are written as slow-thinking
-models write them: every step restated, the values that the next step needs stated in full and right behind their names,
-some doubt, a re-check at the end. Difficulty does not follow from length alone: some sentences change nothing, and steps
-are easy (plus or minus one to three) or hard (doubling, halving, larger numbers).
+Three families: `counting` (one person's changing count), `buying` (money, prices) and `riding` (passengers get on and off,
+often both at one stop). Chains are written as slow-thinking models write them: every step restated, the values that the
+next step needs stated in full and right behind their names, some doubt, a re-check at the end. Difficulty does not follow
+from length alone: some sentences change nothing, some hold two steps, and steps are easy (plus or minus one to three) or
+hard (doubling, halving, larger numbers).
 
 A question is a test question when the hash of its text says so: train and test are disjoint by construction, for
 every seed.
@@ -12,18 +13,19 @@ every seed.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
-FAMILIES = ("counting", "buying")
+FAMILIES = ("counting", "buying", "riding")
 MAX_STEPS = 8
 
 _WOMEN = ("Ann", "Eva", "Mia", "Zoe", "Lucy", "Nora")
 _MEN = ("Tom", "Bob", "Max", "Ben", "Sam", "Leo")
 _ITEMS = ("pens", "apples", "coins", "cards", "books", "shells", "stamps", "marbles")
 _GOODS = ("pens", "cups", "kites", "balls", "cakes", "lamps")
+_VEHICLES = ("bus", "train", "tram", "boat", "plane", "ferry")
 _MONTHS = "January February March April May June July August September October November December".split()
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 
@@ -79,14 +81,43 @@ def draw(rng: random.Random, split: Split, steps: int, family: str) -> Question:
 class _Calendar:
     """Anchors that put the sentences in order: "In March, …" or "On the third day, …"."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self._words = _MONTHS if rng.random() < 0.5 else _ORDINALS
-        self._next = 0
+    def __init__(self, anchors: str, words: Sequence[str]) -> None:
+        self._anchors, self._words = anchors, iter(words)
 
     def __call__(self, event: str) -> str:
-        word = self._words[self._next]
-        self._next += 1
-        return f"In {word}, {event}." if self._words is _MONTHS else f"On the {word} day, {event}."
+        return f"{self._anchors.format(next(self._words))}, {event}."
+
+
+def _days_or_months(rng: random.Random) -> _Calendar:
+    return _Calendar("In {}", _MONTHS) if rng.random() < 0.5 else _Calendar("On the {} day", _ORDINALS)
+
+
+class _Chain:
+    """The written reasoning of one question, with the value that changes."""
+
+    def __init__(self, who: str, what: str, value: int) -> None:
+        self.who, self.value, self.values = who, value, [value]
+        self._lines = [f"I need the number of {what} of {who}.", f"At the start {who} has {value}."]
+        self._check: list[str] = []
+
+    def nothing(self, sentence: str) -> None:
+        self._lines.append(f"{sentence} That changes nothing. Now {self.who} has {self.value}.")
+
+    def step(self, sentence: str, *operations: tuple[str, int, int], note: str = "") -> None:
+        """What `sentence` does to the value: (operator, operand, result) in order."""
+        worked = [sentence, note] if note else [sentence]
+        for op, n, after in operations:
+            sum_ = f"{self.value} {op} {n} = {after}"
+            worked.append(f"{sum_}.{_doubt(self.value, op, after)}")
+            self._check.append(sum_)
+            self.value = after
+            self.values.append(after)
+        self._lines.append(" ".join([*worked, f"Now {self.who} has {self.value}."]))
+
+    def question(self, text: list[str], reply: str, family: str) -> Question:
+        end = f"Let me check it again: {', '.join(self._check)}, the same. So the answer is {self.value}."
+        chain = "\n".join([*self._lines, end])
+        return Question(" ".join(text), chain, reply, self.value, family, len(self._check), tuple(self.values))
 
 
 def _schedule(rng: random.Random, steps: int) -> list[bool]:
@@ -118,9 +149,9 @@ def _change(rng: random.Random, value: int, cap: int, hard: float) -> tuple[str,
 
 
 def _doubt(before: int, op: str, after: int) -> str:
-    """Second thoughts after an operation that depends on the value itself."""
-    half = min(before, after)
-    return f" Wait, is that right? {half} + {half} = {max(before, after)}, yes." if op in "*/" else ""
+    """Second thoughts after whatever is not a plain addition."""
+    less, more = sorted((before, after))
+    return "" if op == "+" else f" Wait, is that right? {less} + {more - less} = {more}, yes."
 
 
 def _nothing(rng: random.Random, who: str, item: str, strangers: list[str]) -> str:
@@ -146,10 +177,8 @@ def _person(rng: random.Random) -> tuple[str, str, list[str]]:
 def _counting(rng: random.Random, steps: int) -> Question:
     name, pronoun, strangers = _person(rng)
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
-    value = start = rng.randint(1, cap)
-    values = [start]
-    text = [rng.choice((f"{name} has {_many(value, item)}.", f"{name} starts with {_many(value, item)}."))]
-    lines, check, at = [f"I need the number of {item} of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
+    chain, at = _Chain(name, item, rng.randint(1, cap)), _days_or_months(rng)
+    text = [f"{name} {rng.choice(('has', 'starts with'))} {_many(chain.value, item)}."]
     phrases = {
         "+": ("buys {many}", "finds {many}", "gets {many} from a friend"),
         "-": ("loses {many}", "gives {many} away", "sells {many}"),
@@ -157,23 +186,17 @@ def _counting(rng: random.Random, steps: int) -> Question:
         "/": ("gives half of the {item} away", "sells half of the {item}"),
     }
     for counts in _schedule(rng, steps):
-        if not counts:
+        if counts:
+            op, n, after = _change(rng, chain.value, cap, hard)
+            text.append(at(f"{pronoun} {rng.choice(phrases[op]).format(many=_many(n, item), item=item)}"))
+            chain.step(text[-1], (op, n, after))
+        else:
             text.append(at(_nothing(rng, pronoun, item, strangers)))
-            lines.append(f"{text[-1]} That changes nothing. Now {name} has {value}.")
-            continue
-        op, n, after = _change(rng, value, cap, hard)
-        text.append(at(f"{pronoun} {rng.choice(phrases[op]).format(many=_many(n, item), item=item)}"))
-        lines.append(f"{text[-1]} {value} {op} {n} = {after}.{_doubt(value, op, after)} Now {name} has {after}.")
-        check += f" {op} {n} = {after},"
-        value = after
-        values.append(value)
+            chain.nothing(text[-1])
     text.append(
         rng.choice((f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?"))
     )
-    lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
-    return Question(
-        " ".join(text), "\n".join(lines), f"{name} has {_many(value, item)}.", value, "counting", steps, tuple(values)
-    )
+    return chain.question(text, f"{name} has {_many(chain.value, item)}.", "counting")
 
 
 def _buying(rng: random.Random, steps: int) -> Question:
@@ -181,45 +204,81 @@ def _buying(rng: random.Random, steps: int) -> Question:
     hard, cap = rng.choice((0.0, 0.5, 1.0)), 30
     goods = rng.sample(_GOODS, 2)
     price = {plural: rng.randint(1, 5 if hard else 3) for plural in goods}
-    value = start = rng.randint(12, cap)
-    values = [start]
+    chain, at = _Chain(name, "coins", rng.randint(12, cap)), _days_or_months(rng)
     prices = " and ".join(f"{plural} {price[plural]}" for plural in goods)
     text = [
         rng.choice((f"The prices in coins are {prices}.", f"In a shop, the prices are {prices}.")),
-        f"{name} has {_many(value, 'coins')}.",
+        f"{name} has {_many(chain.value, 'coins')}.",
     ]
-    lines, check, at = [f"I need the number of coins of {name}.", f"At the start {name} has {value}."], "", _Calendar(rng)
     for counts in _schedule(rng, steps):
         if not counts:
             text.append(at(_nothing(rng, pronoun, "coins", strangers)))
-            lines.append(f"{text[-1]} That changes nothing. Now {name} has {value}.")
+            chain.nothing(text[-1])
             continue
-        plural = rng.choice(goods)
+        plural, value = rng.choice(goods), chain.value
         most = min(value // price[plural], 4 if hard else 2, 12 // price[plural])
         if most and rng.random() < 0.6:
             n = rng.randint(1, most)
             cost = n * price[plural]
             text.append(at(f"{pronoun} buys {_many(n, plural)}"))
-            line = f"{plural} {price[plural]}: {n} x {price[plural]} = {cost}."
-            op, after = "-", value - cost
+            note = f"{plural} {price[plural]}: {n} x {price[plural]} = {cost}."
+            chain.step(text[-1], ("-", cost, value - cost), note=note)
         else:
             plus = value == 0 or (value < cap and rng.random() < 0.75)
-            cost = _amount(rng, hard, cap - value if plus else value)
+            n = _amount(rng, hard, cap - value if plus else value)
             verb = rng.choice(("earns", "finds") if plus else ("loses", "gives away"))
-            text.append(at(f"{pronoun} {verb} {_many(cost, 'coins')}"))
-            line, op, after = "", "+" if plus else "-", value + cost if plus else value - cost
-        lines.append(" ".join(filter(None, (text[-1], line, f"{value} {op} {cost} = {after}. Now {name} has {after}."))))
-        check += f" {op} {cost} = {after},"
-        value = after
-        values.append(value)
+            text.append(at(f"{pronoun} {verb} {_many(n, 'coins')}"))
+            chain.step(text[-1], ("+", n, value + n) if plus else ("-", n, value - n))
     text.append(rng.choice((f"How many coins does {name} have now?", f"How many coins are left for {name} at the end?")))
-    lines.append(f"Let me check it again: {start}{check} the same. So the answer is {value}.")
-    return Question(
-        " ".join(text), "\n".join(lines), f"{name} has {_many(value, 'coins')}.", value, "buying", steps, tuple(values)
+    return chain.question(text, f"{name} has {_many(chain.value, 'coins')}.", "buying")
+
+
+def _riding(rng: random.Random, steps: int) -> Question:
+    vehicle, hard, cap = rng.choice(_VEHICLES), rng.choice((0.0, 0.5, 1.0)), 20
+    what, others = "passengers", [other for other in _VEHICLES if other != vehicle]
+    chain, at = _Chain(f"the {vehicle}", what, rng.randint(1, cap)), _Calendar("At the {} stop", _ORDINALS)
+    text = [f"{rng.choice(('A', 'In the morning a'))} {vehicle} starts with {_many(chain.value, what)}."]
+    phrases = {
+        "+": ("{many} got on", "{many} came in"),
+        "-": ("{many} got off", "{many} left"),
+        "*": ("the number of passengers doubled", "as many passengers got on as were inside"),
+        "/": ("half of the passengers got off", "half of the passengers left"),
+    }
+    schedule = _schedule(rng, steps)
+    while schedule:
+        if not schedule.pop(0):
+            text.append(at(_nothing_on_the_way(rng, others)))
+            chain.nothing(text[-1])
+            continue
+        op, n, after = _change(rng, chain.value, cap, hard)
+        event, changes = rng.choice(phrases[op]).format(many=_many(n, what)), [(op, n, after)]
+        if op in "+-" and schedule[:1] == [True] and rng.random() < 0.5:  # the next step happens at the same stop
+            schedule.pop(0)
+            plus = after == 0 or (after < cap and op == "-")
+            n = _amount(rng, hard, cap - after if plus else after)
+            event += f" and {n} got {'on' if plus else 'off'}"
+            changes.append(("+", n, after + n) if plus else ("-", n, after - n))
+        text.append(at(event))
+        chain.step(text[-1], *changes)
+    ends = (f"How many {what} does the {vehicle} have now?", f"How many {what} are in the {vehicle} at the end?")
+    text.append(rng.choice(ends))
+    return chain.question(text, f"The {vehicle} has {_many(chain.value, what)}.", "riding")
+
+
+def _nothing_on_the_way(rng: random.Random, other_vehicles: list[str]) -> str:
+    return rng.choice(
+        (
+            "it rained all day",
+            "nobody got on or off",
+            f"the driver bought {_many(rng.randint(1, 9), rng.choice(_GOODS))}",
+            f"{_many(rng.randint(1, 9), 'passengers')} read a book",
+            f"{_many(rng.randint(1, 9), 'passengers')} got off a {rng.choice(other_vehicles)}",
+        )
     )
 
 
 _BUILDERS: dict[str, Callable[[random.Random, int], Question]] = {
     "counting": _counting,
     "buying": _buying,
+    "riding": _riding,
 }

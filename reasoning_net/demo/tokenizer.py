@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from reasoning_net.demo.conversations import conversation
+from reasoning_net.layout import LATENT_TOKEN
 
-LATENT_TOKEN = "<|latent|>"  # reserved: stands where the engine overlays a latent  # noqa: S105
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", LATENT_TOKEN]
 # As in Qwen3 these are tokens of their own, but not "special": the reasoning and tool parsers read them as text.
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
