@@ -33,6 +33,7 @@ async def create_app(
             latent_available=engine.hybrid.can_think_latent,
             metrics=metrics,
             abort=engine.abort,
+            reasoning_content=settings.reasoning_content,
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already

@@ -49,9 +49,10 @@ class ReasoningModes:
         latent_available: bool,
         metrics: Metrics,
         abort: Callable[[list[str]], Awaitable[None]],
+        reasoning_content: bool = False,
     ) -> None:
         self._app, self._default, self._latent_available, self._metrics = app, default, latent_available, metrics
-        self._abort = abort
+        self._abort, self._reasoning_content = abort, reasoning_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PATHS:
@@ -75,7 +76,7 @@ class ReasoningModes:
         client = _Client(raw, receive)
         leaving = asyncio.create_task(self._abort_when_left(client, route)) if route else None
         try:
-            await self._app(scope, client.receive, _RouteWriter(send, route) if route else send)
+            await self._app(scope, client.receive, _RouteWriter(send, route, self._reasoning_content) if route else send)
         finally:
             current_route.reset(token)
             if route and leaving:
@@ -156,8 +157,8 @@ def refuse_unsupported(body: Body) -> None:
 class _RouteWriter:
     """Holds the response's start back until the engine has decided, then adds headers and the `route` object."""
 
-    def __init__(self, send: Send, route: Route) -> None:
-        self._send, self._route = send, route
+    def __init__(self, send: Send, route: Route, reasoning_content: bool) -> None:
+        self._send, self._route, self._reasoning_content = send, route, reasoning_content
         self._start: Message | None = None
         self._is_stream = False
         self._body = b""
@@ -199,19 +200,24 @@ class _RouteWriter:
             content = json.loads(body)
         except ValueError:
             return body
+        if self._reasoning_content:
+            repeat_reasoning(content)
         return json.dumps(self._completed(content), ensure_ascii=False, separators=(",", ":")).encode()
 
     def _event(self, event: bytes) -> bytes:
         """The event with the route in it, if it is one that ends a choice or carries the usage."""
         is_last = b'"finish_reason":"' in event or b'"usage":{' in event or b'"response.completed"' in event
-        if not is_last or b"data: {" not in event:
+        repeats = self._reasoning_content and b'"reasoning":"' in event
+        if not (is_last or repeats) or b"data: {" not in event:
             return event
         head, _, data = event.partition(b"data: ")
         content = json.loads(data)
         if "response" in content:
             content["response"] = self._completed(content["response"])
-        else:
+        elif is_last:
             content = self._completed(content)
+        if repeats:
+            repeat_reasoning(content)
         return head + b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
     def _completed(self, content: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -221,6 +227,14 @@ class _RouteWriter:
             details = usage.get("prompt_tokens_details") or {}
             usage["prompt_tokens_details"] = details | {"latent_tokens": self._route.latent_tokens}
         return content
+
+
+def repeat_reasoning(content: Body) -> None:
+    """Say the thinking text once more as `reasoning_content`, for clients that know only the older name."""
+    for choice in content.get("choices") or ():
+        for part in (choice.get("message"), choice.get("delta")):
+            if isinstance(part, dict) and part.get("reasoning") is not None:
+                part["reasoning_content"] = part["reasoning"]
 
 
 async def _read_body(receive: Receive) -> bytes | None:

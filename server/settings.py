@@ -29,6 +29,7 @@ class Settings(BaseSettings):
         ge=0,
         description="Without a probe: no explicit thinking up to this entropy (nats) of a direct answer's first token.",
     )
+    reasoning_content: bool = Field(False, description="Repeat thinking text as `reasoning_content`, its older name.")
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache on a CPU, in GiB.")
 
     @property

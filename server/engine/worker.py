@@ -60,6 +60,12 @@ class HybridWorker:
         return states.float().tolist(), None if z is None else z.float().tolist()
 
 
+def network_dtype(device: torch.device, base_dtype: torch.dtype) -> torch.dtype:
+    """The base's, but bf16 (the network's own, as it is stored) on CPUs that compute in it: twice as fast as float32."""
+    computes_bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if computes_bf16 and base_dtype is torch.float32 else base_dtype
+
+
 class LatentOverlay:
     """The latents of all requests in flight, and the hooks that compute and use them."""
 
@@ -67,10 +73,11 @@ class LatentOverlay:
         self._runner, self._capacity = runner, capacity
         self._net: ReasoningNet | None = bundle.reasoning_net() if bundle else None
         self._probe: Probe | None = bundle.probe() if bundle else None
+        self._dtype = network_dtype(runner.device, runner.dtype)
         for module in (self._net, self._probe):
             if module is not None:
-                # The network runs in the base's dtype; the probe is tiny, and its scores are compared with thresholds.
-                module.to(runner.device, runner.dtype if module is self._net else torch.float32).requires_grad_(False)
+                # The probe is tiny, and its scores are compared with thresholds: always in float32.
+                module.to(runner.device, self._dtype if module is self._net else torch.float32).requires_grad_(False)
         self._placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
         self.latents: OrderedDict[str, Tensor] = OrderedDict()  # key → (N, d)
         self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
@@ -194,7 +201,7 @@ class LatentOverlay:
             # With the conditioner `last` a prompt's cached positions are not here, and not needed.
             reads_embeddings = self._net.config.reads_embeddings
             embeddings = self._embed([request_id for request_id, _, _ in ended], mask) if reads_embeddings else hidden_states
-            z = self._net(hidden_states, embeddings, mask, num_latents)  # (B, N, d)
+            z = self._net(hidden_states.to(self._dtype), embeddings.to(self._dtype), mask, num_latents)  # (B, N, d)
         scores = self._scores(hidden_states, mask, z)
         finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
         seconds = time.perf_counter() - started
