@@ -1,41 +1,71 @@
-"""Accuracy over HTTP: ask a running server a task's held-out questions in each mode, and grade the replies.
+"""Accuracy, tokens and seconds over HTTP: ask a server a task's held-out questions in each mode, and grade the replies.
 
-latentserve eval --url http://127.0.0.1:8000 --n 600 --seed 2026
+latentserve eval --n 1000                                          greedy, pass@1
+latentserve eval --samples 4 --temperature 0.6 --top-p 0.95 --seeds 3      pass@1 and pass@4, mean ± standard error
+latentserve eval --modes latent:16,latent:256,explicit:64,explicit:128     numbers of latents, thinking budgets
 """
 
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 from tqdm import tqdm
 
-from reasoning_net.tasks import TASKS, Example
+from reasoning_net.bundle import Bundle
+from reasoning_net.errors import StageError
+from reasoning_net.plots import plot_lines
+from reasoning_net.tasks import Example, TaskSpec
+from reasoning_net.trajectory import mean_and_error
+
+_MODES = ("direct", "latent", "explicit", "auto")
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One column of the table: a mode, and in latent mode a number of latents."""
+    """One row of the table: a mode, with a number of latents (latent) or a budget of thinking tokens (explicit, auto)."""
 
     mode: str
-    num_latents: int | None = None
+    number: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Arm":
+        mode, _, number = text.partition(":")
+        if mode not in _MODES or (number and not number.isdigit()) or (number and mode == "direct"):
+            raise StageError(f"{text!r} is no arm. Arms are {', '.join(_MODES)}; latent:64 and explicit:128 set a number.")
+        return cls(mode, int(number) if number else None)
+
+    def body(self) -> dict[str, Any]:
+        if self.number is None:
+            return {"mode": self.mode}
+        return {"mode": self.mode, "num_latent_tokens" if self.mode == "latent" else "thinking_token_budget": self.number}
 
     def __str__(self) -> str:
-        return f"{self.mode} ({self.num_latents})" if self.num_latents else self.mode
+        return f"{self.mode} ({self.number})" if self.number else self.mode
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """One request."""
+
     arm: str
+    seed: int
     family: str
     level: int
-    correct: bool
-    completion_tokens: int
+    correct: list[bool]
+    """Of each sample."""
+    completion_tokens: float
+    """A sample's, on average."""
+    seconds: float
     mode: str
+    """That answered."""
     score: float | None
 
 
@@ -43,72 +73,155 @@ class Record:
 class EvalConfig:
     url: str
     arms: tuple[Arm, ...]
-    task: str = "demo"
+    task: TaskSpec = field(default_factory=TaskSpec)
     n: int = 600
     seed: int = 2026
+    """Of the questions."""
+    seeds: int = 1
+    """Sampling runs."""
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int | None = None
     concurrency: int = 64
     output: Path | None = None
-    """Where the records go, as JSON lines."""
+    """Directory for the records, the summary and the plots."""
+    bundle: Path | None = None
+    """A bundle that gets the summary into its `scores`."""
 
 
-async def main(config: EvalConfig) -> list[Record]:
-    """Ask everything, greedily; a failed request raises."""
-    task = TASKS[config.task]()
+async def main(config: EvalConfig) -> str:
+    """Ask everything; returns the tables. A refused request raises `StageError` with the server's words."""
+    if config.samples > 1 and config.temperature == 0:
+        raise StageError("Several samples of a greedy answer are all the same: give --temperature (the paper: 0.6).")
+    task = config.task.load()
     examples = list(itertools.islice(task.examples(config.seed, "test"), config.n))
     records: list[Record] = []
-    limits = httpx.Limits(max_connections=config.concurrency)
+    # Idle connections are given up before the server does, or a request could meet the server closing its connection.
+    limits = httpx.Limits(max_connections=config.concurrency, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=config.url, timeout=600, limits=limits) as client:
         model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-        for arm in config.arms:
+        common: dict[str, Any] = {"model": model, "n": config.samples, "temperature": config.temperature, "top_p": config.top_p}
+        if config.max_tokens:
+            common["max_tokens"] = config.max_tokens
+        for arm, seed in itertools.product(config.arms, range(config.seeds)):
             gate = asyncio.Semaphore(config.concurrency)
-            progress = tqdm(total=len(examples), desc=str(arm), unit="question")
+            progress = tqdm(total=len(examples), desc=f"{arm}, seed {seed}", unit="question")
 
             async def answer(
-                example: Example, arm: Arm = arm, progress: tqdm = progress, gate: asyncio.Semaphore = gate
-            ) -> Record:
-                body: dict[str, Any] = {"model": model, "messages": example.messages, "mode": arm.mode, "temperature": 0}
-                if arm.num_latents:
-                    body["num_latent_tokens"] = arm.num_latents
+                index: int, example: Example, arm: Arm = arm, seed: int = seed, progress: tqdm = progress,
+                gate: asyncio.Semaphore = gate,
+            ) -> Record:  # fmt: skip
+                body = common | arm.body() | {"messages": example.messages}
+                if config.temperature:
+                    body["seed"] = seed * 1_000_003 + index
                 async with gate:
+                    started = time.perf_counter()
                     response = await client.post("/v1/chat/completions", json=body)
-                response.raise_for_status()
+                    seconds = time.perf_counter() - started
+                if response.status_code != 200:
+                    raise StageError(f"{config.url} refused a question in mode {arm}: {response.text}")
                 progress.update()
                 content = response.json()
-                reply = content["choices"][0]["message"]["content"] or ""
-                route, tokens = content["route"], content["usage"]["completion_tokens"]
-                correct = task.is_correct(reply, example.answer)
-                return Record(str(arm), example.family, example.level, correct, tokens, route["mode"], route["score"])
+                replies = [choice["message"]["content"] or "" for choice in content["choices"]]
+                return Record(
+                    arm=str(arm),
+                    seed=seed,
+                    family=example.family,
+                    level=example.level,
+                    correct=[task.is_correct(reply, example.answer) for reply in replies],
+                    completion_tokens=content["usage"]["completion_tokens"] / len(replies),
+                    seconds=seconds,
+                    mode=content["route"]["mode"],
+                    score=content["route"]["score"],
+                )
 
-            records += await asyncio.gather(*(answer(example) for example in examples))
+            records += await asyncio.gather(*(answer(index, example) for index, example in enumerate(examples)))
             progress.close()
+    summary = summarise(records)
     if config.output:
-        config.output.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
-    return records
+        write(config, records, summary)
+    if config.bundle:
+        bundle = Bundle.load(config.bundle)
+        figures = {"questions": len(examples), "seed": config.seed, "temperature": config.temperature, "arms": summary}
+        scores = bundle.manifest.scores | {"eval": figures}
+        Bundle(bundle.directory, bundle.manifest.model_copy(update={"scores": scores})).save({})
+    return markdown(records, summary)
 
 
-def accuracy(records: Iterable[Record]) -> float:
-    hits = [record.correct for record in records]
-    return sum(hits) / len(hits) if hits else float("nan")
+def pass_at_1(records: Sequence[Record]) -> float:
+    """The chance that one sample is right."""
+    return statistics.fmean(statistics.fmean(record.correct) for record in records) if records else math.nan
 
 
-def mean_tokens(records: Iterable[Record]) -> float:
-    tokens = [record.completion_tokens for record in records]
-    return sum(tokens) / len(tokens)
+def pass_at_k(records: Sequence[Record]) -> float:
+    """The chance that one of the k samples is right."""
+    return statistics.fmean(any(record.correct) for record in records)
 
 
-def markdown(records: list[Record]) -> str:
-    """Three tables: overall, by family, by number of steps."""
-    arms = list(dict.fromkeys(record.arm for record in records))
-    of = {arm: [record for record in records if record.arm == arm] for arm in arms}
-    lines = ["| mode | accuracy | generated tokens | answered explicitly |", "|---|---|---|---|"]
-    for arm in arms:
-        share = sum(record.mode == "explicit" for record in of[arm]) / len(of[arm])
-        lines.append(f"| {arm} | {accuracy(of[arm]):.3f} | {mean_tokens(of[arm]):.1f} | {share:.0%} |")
-    keys: list[tuple[str, Callable[[Record], str | int]]] = [("family", lambda r: r.family), ("steps", lambda r: r.level)]
+def summarise(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Per arm: pass@1 and pass@k with their standard errors, tokens, seconds, and the share that was thought through."""
+    summary = {}
+    for arm in dict.fromkeys(record.arm for record in records):
+        of_arm = [record for record in records if record.arm == arm]
+        seeds = [[r for r in of_arm if r.seed == seed] for seed in sorted({r.seed for r in of_arm})]
+        figures: dict[str, float] = {}
+        for name, measure in (("pass@1", pass_at_1), (f"pass@{len(of_arm[0].correct)}", pass_at_k)):
+            mean, error = mean_and_error([measure(part) for part in seeds])
+            if len(seeds) == 1:  # one run: the error of a share of n questions
+                error = math.sqrt(mean * (1 - mean) / len(of_arm))
+            figures |= {name: mean, f"{name} error": error}
+        figures["tokens"] = statistics.fmean(r.completion_tokens for r in of_arm)
+        figures["p50 seconds"] = statistics.median(r.seconds for r in of_arm)
+        figures["explicit share"] = statistics.fmean(r.mode == "explicit" for r in of_arm)
+        summary[arm] = {name: round(value, 4) for name, value in figures.items()}
+    return summary
+
+
+def write(config: EvalConfig, records: Sequence[Record], summary: dict[str, dict[str, float]]) -> None:
+    """`records.jsonl`, `summary.json`, `table.md`, `accuracy_tokens.png`, `accuracy_level.png`."""
+    assert config.output is not None
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "records.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    (config.output / "summary.json").write_text(json.dumps(summary, indent=2))
+    (config.output / "table.md").write_text(markdown(records, summary) + "\n")
+    by_mode: dict[str, list[tuple[float, float, float]]] = {}
+    for arm, figures in summary.items():
+        by_mode.setdefault(arm.split(" ")[0], []).append((figures["tokens"], figures["pass@1"], figures["pass@1 error"]))
+    points = {mode: sorted(values) for mode, values in by_mode.items()}
+    plot_lines(
+        points, config.output / "accuracy_tokens.png",
+        title="Accuracy and its price", x="generated tokens a question", y="pass@1", log_x=True,
+    )  # fmt: skip
+    levels = {}
+    for arm in summary:
+        of_arm = [record for record in records if record.arm == arm]
+        parts = [(level, [r for r in of_arm if r.level == level]) for level in sorted({r.level for r in of_arm})]
+        levels[arm] = [
+            (float(level), (p := pass_at_1(part)), math.sqrt(p * (1 - p) / len(part))) for level, part in parts
+        ]  # fmt: skip
+    plot_lines(levels, config.output / "accuracy_level.png", title="Accuracy by difficulty", x="level", y="pass@1")
+
+
+def markdown(records: Sequence[Record], summary: dict[str, dict[str, float]]) -> str:
+    """Three tables: overall, by family, by difficulty."""
+    k = len(records[0].correct)
+    names = ["pass@1", *([f"pass@{k}"] if k > 1 else [])]
+    lines = [
+        f"| mode | {' | '.join(names)} | generated tokens | p50 seconds | answered explicitly |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+    for arm, figures in summary.items():
+        cells = [f"{figures[name]:.3f} ± {figures[f'{name} error']:.3f}" for name in names]
+        cells += [f"{figures['tokens']:.1f}", f"{figures['p50 seconds']:.3f}", f"{figures['explicit share']:.0%}"]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    keys: list[tuple[str, Callable[[Record], str | int]]] = [("family", lambda r: r.family), ("level", lambda r: r.level)]
     for title, key in keys:
         values = sorted({key(record) for record in records}, key=str)
+        if len(values) == 1:
+            continue
         lines += ["", f"| {title} | " + " | ".join(map(str, values)) + " |", "|---" * (len(values) + 1) + "|"]
-        for arm in arms:
-            cells = (f"{accuracy(r for r in of[arm] if key(r) == value):.2f}" for value in values)
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        for arm in summary:
+            parts = ([r for r in records if r.arm == arm and key(r) == value] for value in values)
+            lines.append(f"| {arm} | " + " | ".join(f"{pass_at_1(part):.2f}" for part in parts) + " |")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The frozen base model as training sees it: read a question once, then answer after a thinking prefix.
 
-Shapes: B batch, T prompt tokens, P prefix tokens (layout and latents), Y answer tokens, d hidden size, V vocabulary.
+Any causal LM that transformers loads. Shapes: B batch, T prompt tokens, P prefix tokens (layout and latents), Y answer
+tokens, d hidden size, V vocabulary, K copies (samples of one question).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
-from reasoning_net.layout import LayoutIds
+from reasoning_net.errors import StageError
+from reasoning_net.layout import Layout, LayoutIds, default_layout
 
 
 @dataclass(slots=True)
@@ -22,26 +24,56 @@ class Prompt:
     hidden_states: Tensor  # (B, T, d)
     embeddings: Tensor  # (B, T, d)
     mask: Tensor  # (B, T) bool, padded on the left
-    cache: DynamicCache
+    cache: DynamicCache | None
+    """None where activations are recomputed instead of kept: the answer then reads the prompt once more."""
 
-    @property
-    def lengths(self) -> Tensor:
-        return self.mask.sum(1, keepdim=True)  # (B, 1)
+    def rows(self, index: Tensor) -> "Prompt":
+        """The prompts of these rows (R,), any of them as often as wanted. The cache changes in place."""
+        if self.cache is not None:
+            self.cache.batch_select_indices(index)
+        return Prompt(self.hidden_states[index], self.embeddings[index], self.mask[index], self.cache)
 
 
 class FrozenBase:
     """A causal LM whose parameters never get a gradient."""
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        """`checkpointing`: recompute activations in the backward pass, for memory.
+
+        Raises `StageError` when there is no such checkpoint.
+        """
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise StageError(f"There is no model in {path}: a checkpoint directory has a config.json.")
+        try:
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        except (OSError, ValueError) as error:
+            raise StageError(f"The base {path} cannot be loaded: {error}") from error
         self.model.requires_grad_(False).eval().to(device)
+        self._checkpointing = checkpointing
+        if checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = torch.device(device)
         self.hidden_size = int(self.model.config.hidden_size)
         self.embed = self.model.get_input_embeddings()
 
+    def layout(self, file: Path | None = None) -> Layout:
+        """The layout in `file`, else the one that follows from the base's tokenizer and chat template."""
+        if file is not None:
+            return Layout.model_validate_json(file.read_text())
+        return default_layout(self.tokenizer, self.embed.weight.shape[0])
+
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """X: the conversation through the chat template, up to where the model has to write."""
+        if not self.tokenizer.chat_template:
+            raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer.encode(str(text), add_special_tokens=False)
 
@@ -55,9 +87,13 @@ class FrozenBase:
             ids[row, length - len(prompt) :] = torch.tensor(prompt)
             mask[row, length - len(prompt) :] = True
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
+        cache = None if self._checkpointing else DynamicCache(config=self.model.config)
         hidden_states = self.model.model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
         return Prompt(hidden_states, self.embed(ids), mask, cache)
 
@@ -77,6 +113,8 @@ class FrozenBase:
 
     def extend(self, prompt: Prompt, inputs: Tensor) -> Tensor:
         """Read `inputs` (B, P, d) after the prompt; their final hidden states, (B, P, d)."""
+        if prompt.cache is None:
+            return self._extend_without_cache(prompt, inputs)
         past = prompt.cache.get_seq_length()
         mask = torch.cat([prompt.mask, prompt.mask.new_ones(len(inputs), past - prompt.mask.shape[1] + inputs.shape[1])], dim=1)
         positions = mask.long().cumsum(1)[:, past:] - 1
@@ -88,18 +126,64 @@ class FrozenBase:
             use_cache=True,
         ).last_hidden_state
 
+    def _extend_without_cache(self, prompt: Prompt, inputs: Tensor) -> Tensor:
+        """As `extend`, with the prompt read again: checkpointing recomputes layers, which a cache would see twice."""
+        mask = torch.cat([prompt.mask, prompt.mask.new_ones(inputs.shape[:2])], dim=1)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        self.model.train()  # transformers recomputes in training mode only; a frozen base has no dropout that this would start
+        try:
+            states = self.model.model(
+                inputs_embeds=torch.cat([prompt.embeddings, inputs], dim=1),
+                attention_mask=mask.long(),
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+        finally:
+            self.model.eval()
+        return states[:, -inputs.shape[1] :]
+
     @torch.no_grad()
-    def generate(self, prompt: Prompt, prefix: Tensor, max_tokens: int) -> list[list[int]]:
-        """Greedy replies after the prefix, up to the end-of-turn token, which is left out."""
+    def generate(
+        self,
+        prompt: Prompt,
+        prefix: Tensor,
+        max_tokens: int,
+        *,
+        copies: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Replies after the prefix, up to the end-of-turn token, which is left out; greedy at temperature 0.
+
+        With `copies` K the B questions give B · K replies, those of one question together.
+        """
+        assert prompt.cache is not None, "generation needs a cache: no checkpointing"
         end = self.model.generation_config.eos_token_id
-        ends = set(end if isinstance(end, list) else [end])
-        inputs = prefix
+        ends = torch.tensor(sorted(set(end if isinstance(end, list) else [end])), device=self.device)
+        logits = self.model.lm_head(self.extend(prompt, prefix)[:, -1])  # (B, V)
+        if copies > 1:
+            rows = torch.arange(len(logits), device=self.device).repeat_interleave(copies)
+            prompt, logits = prompt.rows(rows), logits[rows]
         columns: list[Tensor] = []
-        done = torch.zeros(len(prefix), dtype=torch.bool, device=self.device)
-        while len(columns) < max_tokens and not bool(done.all()):
-            token = self.model.lm_head(self.extend(prompt, inputs)[:, -1]).argmax(-1)  # (B,)
+        done = torch.zeros(len(logits), dtype=torch.bool, device=self.device)
+        while True:
+            token = sample(logits, temperature, top_p, generator)  # (B · K,)
             columns.append(token)
-            done |= torch.isin(token, torch.tensor(sorted(ends), device=self.device))
-            inputs = self.embed(token[:, None])
+            done |= torch.isin(token, ends)
+            if len(columns) == max_tokens or bool(done.all()):
+                break
+            logits = self.model.lm_head(self.extend(prompt, self.embed(token[:, None]))[:, -1])
+        stops = set(ends.tolist())
         replies = torch.stack(columns, dim=1).tolist()
-        return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in replies]
+        return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in replies]
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
+    """One token per row of logits (B, V), from the smallest set whose probability reaches `top_p`; greedy at temperature 0."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
+    outside = probabilities.cumsum(-1) - probabilities >= top_p
+    chosen = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
+    return ids.gather(-1, chosen)[:, 0]

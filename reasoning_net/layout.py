@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
+from reasoning_net.errors import StageError
+
+LATENT_TOKEN = "<|latent|>"  # what a base that is made for latents reserves for them  # noqa: S105
+
 
 class Layout(BaseModel):
     """The layouts as text, and the reserved token that stands where a latent is overlaid."""
@@ -45,3 +49,28 @@ class LayoutIds:
         """The latent layout, with placeholders where the engine overlays z."""
         assert self.placeholder is not None, "a layout for latents reserves a token"
         return (*self.before_latents, *(self.placeholder,) * num_latents, *self.after_latents)
+
+
+def default_layout(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Layout:
+    """The layout of a base with Qwen3's think tags, whether or not its chat template opens the first one.
+
+    The placeholder is the base's own reserved token, else an id that has an embedding and no token, else a token that the
+    tokenizer reserves. Raises `StageError` for a base without a chat template, think tags or a free id.
+    """
+    if not tokenizer.chat_template:
+        raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
+    vocabulary = tokenizer.get_vocab()
+    if "</think>" not in vocabulary:
+        raise StageError(
+            "The base's tokenizer has no </think> token, so it is no reasoning model of Qwen3's or R1's kind. "
+            "Write its layout as JSON (direct, explicit, before_latents, after_latents, placeholder_token_id): --layout FILE."
+        )
+    unused = next((i for i in range(max(vocabulary.values()) + 1, vocab_size)), None)
+    reserved = next((i for token, i in sorted(vocabulary.items()) if "reserved" in token), None)
+    placeholder = vocabulary.get(LATENT_TOKEN, unused if unused is not None else reserved)
+    if placeholder is None:
+        raise StageError("The base has no unused token id for latents. Name one that is never used: --layout FILE.")
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False)
+    if str(rendered).rstrip().endswith("<think>"):
+        return Layout(direct="\n</think>\n\n", before_latents="", placeholder_token_id=placeholder)
+    return Layout(placeholder_token_id=placeholder)

@@ -15,9 +15,10 @@ Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, w 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import Qwen3Config, Qwen3Model
+from transformers import AutoConfig, Qwen3Config, Qwen3Model
 
-from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.config import Conditioner, ReasoningNetConfig
+from reasoning_net.errors import StageError
 
 
 class ReasoningNet(nn.Module):
@@ -89,3 +90,31 @@ def _attention(seen: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
 def embedding_rms(embeddings: Tensor) -> float:
     """The root mean square of a base's token embeddings, (V, d): the scale of what it is used to read."""
     return float(embeddings.float().pow(2).mean().sqrt())
+
+
+def config_of_backbone(path: str, base_hidden_size: int, num_latents: int, conditioner: Conditioner) -> ReasoningNetConfig:
+    """The architecture around a pre-trained backbone (in the paper Qwen3-Embedding-0.6B); raises `StageError` for no Qwen3."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise StageError(f"The backbone {path} cannot be loaded: {error}") from error
+    if config.model_type != "qwen3":
+        raise StageError(f"The backbone {path} is of type {config.model_type!r}: only qwen3 is supported.")
+    return ReasoningNetConfig(
+        base_hidden_size=base_hidden_size,
+        num_latent_tokens=num_latents,
+        conditioner=conditioner,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rope_theta=config.rope_parameters["rope_theta"],
+    )
+
+
+def load_backbone(net: ReasoningNet, path: str) -> None:
+    """Start from the backbone's weights; its embedding layer is left out, as in the paper."""
+    weights = Qwen3Model.from_pretrained(path).state_dict()
+    net.backbone.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("embed_tokens")})

@@ -1,7 +1,11 @@
-"""Pack trained parts into a bundle, with the reference values for the parity check at start."""
+"""Pack a base's layout and, where there is one, its reasoning network into a bundle, with reference values for parity checks.
+
+    latentserve bundle --model runs/base --net runs/sft --output runs/bundle
+
+`latentserve router fit` adds a probe. Each part is optional: a bundle without a network still routes.
+"""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +14,9 @@ from reasoning_net.bundle import Bundle, Manifest, fingerprint
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
-from router.policy import Thresholds
-from router.probe import Probe
 
 PARITY_LATENTS = 16
+_PARITY_MESSAGES = [{"role": "user", "content": "Tom has 7 pens. In January, he buys 2 pens. How many pens does Tom have now?"}]
 
 
 def pack(
@@ -23,35 +26,29 @@ def pack(
     *,
     net: ReasoningNet | None = None,
     num_latent_tokens: int | None = None,
-    probe: Probe | None = None,
-    thresholds: Thresholds | None = None,
-    parity_messages: list[dict[str, str]],
+    reasoning_parser: str = "qwen3",
     trained_on: str = "",
-    scores: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle for `model` and load it back."""
     manifest = Manifest(
         base=fingerprint(model),
         layout=layout,
+        reasoning_parser=reasoning_parser,
         reasoning_net=net.config if net else None,
         num_latent_tokens=num_latent_tokens if net else None,
-        probe=probe.config if probe else None,
-        thresholds=thresholds or Thresholds(),
         trained_on=trained_on,
-        scores=scores or {},
     )
-    modules = {"reasoning_net": net, "probe": probe}
-    parts: dict[str, nn.Module | dict[str, Tensor]] = {name: part for name, part in modules.items() if part is not None}
+    parts: dict[str, nn.Module | dict[str, Tensor]] = {"reasoning_net": net} if net else {}
     Bundle(output, manifest).save(parts)
     bundle = Bundle.load(output)
-    bundle.save({"parity": parity(FrozenBase(model), bundle, parity_messages)})
+    bundle.save({"parity": parity(FrozenBase(model), bundle)})
     return Bundle.load(output)
 
 
 @torch.no_grad()
-def parity(base: FrozenBase, bundle: Bundle, messages: list[dict[str, str]]) -> dict[str, Tensor]:
+def parity(base: FrozenBase, bundle: Bundle) -> dict[str, Tensor]:
     """A prompt with the hidden state and the latents that transformers computes for it, from the packed weights."""
-    token_ids = base.prompt_ids(messages)
+    token_ids = base.prompt_ids(_PARITY_MESSAGES)
     prompt = base.read([token_ids])
     tensors = {"prompt_token_ids": torch.tensor(token_ids), "hidden_state": prompt.hidden_states[0, -1].float()}
     net = bundle.reasoning_net()

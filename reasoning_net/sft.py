@@ -5,48 +5,61 @@
 Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ:
 
 - A curriculum over the task's levels: the next opens when the replies of the hardest open one are likely enough, or on time.
-- In the last part of the run half of the batches draw their number of latents, so that one network serves several budgets.
+- In the later part of the run half of the batches draw their number of latents, so that one network serves several budgets.
 - Where a task knows the chain's intermediate results, an auxiliary loss reads them off the first latents for part of the run.
 """
 
+import itertools
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoConfig, AutoTokenizer
 
-from reasoning_net.config import ReasoningNetConfig
-from reasoning_net.demo.tokenizer import LATENT_TOKEN
+from reasoning_net.config import Conditioner, ReasoningNetConfig
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
-from reasoning_net.model import ReasoningNet, embedding_rms
-from reasoning_net.tasks import TASKS, Example, Task
-from reasoning_net.training import Optimizer, OptimizerConfig, Run
+from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
+from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, compiled
 
-POOL_BATCHES = 8  # divides the steps between two saves, so that a resumed run draws the same pools
+logger = logging.getLogger(__name__)
+POOL_BATCHES = 8  # drawn at once, so that prompts of like length come together
 _SHARPNESS = 12.0  # of the softmax over cosine similarities
-NESTED_SIZES = (16, 32, 64, 128, 256)
+NESTED_SIZES = (16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
 class SftConfig:
+    """The defaults train the demo's network; `deploy/train.sh` has those for a model like Qwen3-1.7B."""
+
     model: str
     output: Path
-    net: ReasoningNetConfig
-    layout: Layout
-    task: str = "demo"
-    steps: int = 3600
+    task: TaskSpec = field(default_factory=TaskSpec)
+    layout: Path | None = None
+    """The prompt layout as JSON, where it does not follow from the base's tokenizer and chat template."""
+    steps: int = 4000
     batch_size: int = 64
+    accumulate: int = 1
+    """Batches a step: as many gradients are added up before an update."""
     num_latents: int = 16
     """Latents per question until the nested part of the run."""
-    nested_sizes: tuple[int, ...] = NESTED_SIZES
-    nested_from: float = 0.85
-    """From this share of the steps on, half of the batches draw their number of latents from `nested_sizes`."""
+    max_latents: int = 256
+    nested_from: float = 0.4
+    """From this share of the steps on, half of the batches draw their number of latents from `NESTED_SIZES`."""
+    conditioner: Conditioner = "all+embeddings"
+    backbone: str | None = None
+    """A pre-trained Qwen3 to start from; without it a fresh one of this size:"""
+    hidden_size: int = 160
+    num_layers: int = 6
     milestone_weight: float = 0.5
     milestones_until: float = 0.6
     """Weight of the auxiliary loss on the chain's intermediate results, and the share of the steps that it is used for."""
@@ -55,39 +68,39 @@ class SftConfig:
     """The next level opens when the mean NLL (nats per reply) at the hardest open one is below this."""
     all_levels_by: float = 0.5
     """By this share of the steps every level is open, however likely its replies are."""
+    max_prompt_tokens: int = 1024
+    max_reply_tokens: int = 512
+    """Longer examples are left out, and counted."""
+    average_decay: float = 0.0
+    """Of an exponential moving average of the weights, which is then what is saved; 0: none."""
+    checkpointing: bool = False
+    """Recompute the base's activations in the backward pass, for memory."""
+    save_every: int = 200
+    """Steps between two checkpoints. A multiple of `POOL_BATCHES`, so that a resumed run draws the same batches."""
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(muon_lr=0.015, adamw_lr=0.002))
 
+    def __post_init__(self) -> None:
+        if self.save_every % POOL_BATCHES:
+            raise StageError(f"Checkpoints come every multiple of {POOL_BATCHES} steps, not every {self.save_every}.")
 
-def default_config(
-    model: str,
-    output: Path,
-    steps: int,
-    num_latents: int,
-    max_latents: int,
-    conditioner: str,
-    hidden_size: int,
-    num_layers: int,
-    batch_size: int,
-    seed: int,
-) -> SftConfig:
-    """The configuration for a base with Qwen3's think tags; the rest of the network's shape follows from its width."""
-    base = AutoConfig.from_pretrained(model)
-    net = ReasoningNetConfig(
-        base_hidden_size=base.hidden_size,
-        num_latent_tokens=max_latents,
-        conditioner=conditioner,
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 8 // 3,
-        num_hidden_layers=num_layers,
-        num_attention_heads=hidden_size // 32,
-        num_key_value_heads=hidden_size // 32,
+
+def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConfig:
+    """The backbone's architecture, or a fresh one whose other sizes follow from its width."""
+    if config.backbone:
+        return config_of_backbone(config.backbone, base_hidden_size, config.max_latents, config.conditioner)
+    if config.hidden_size % 32:
+        raise StageError(f"The width of the network must be a multiple of 32 (heads are 32 wide), not {config.hidden_size}.")
+    return ReasoningNetConfig(
+        base_hidden_size=base_hidden_size,
+        num_latent_tokens=config.max_latents,
+        conditioner=config.conditioner,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.hidden_size * 8 // 3,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.hidden_size // 32,
+        num_key_value_heads=config.hidden_size // 32,
     )
-    nested = tuple(n for n in NESTED_SIZES if n <= max_latents) or (max_latents,)
-    return SftConfig(
-        model, output, net, default_layout(model), steps=steps, batch_size=batch_size,
-        num_latents=min(num_latents, max_latents), nested_sizes=nested, seed=seed,
-    )  # fmt: skip
 
 
 class Curriculum:
@@ -124,42 +137,57 @@ def main(config: SftConfig) -> None:
     """Train, resuming where an earlier run of the same output stopped; writes `reasoning_net.safetensors`."""
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
-    task = TASKS[config.task]()
-    base = FrozenBase(config.model, dtype=torch.bfloat16)
-    layout = config.layout.token_ids(base.tokenizer)
-    net = ReasoningNet(config.net, embedding_rms(base.embed.weight))
+    accelerator = Accelerator()
+    rank, device = accelerator.process_index, accelerator.device
+    task = config.task.load()
+    base = FrozenBase(config.model, device, torch.bfloat16, checkpointing=config.checkpointing)
+    layout = base.layout(config.layout)
+    ids = layout.token_ids(base.tokenizer)
+    net = ReasoningNet(network_config(config, base.hidden_size), embedding_rms(base.embed.weight)).to(device)
+    if config.backbone:
+        load_backbone(net, config.backbone)
     optimizer = Optimizer(net, config.optimizer, config.steps)
+    average = averaged(net, config.average_decay)
+    trained = net if average is None else cast("ReasoningNet", average.module)  # what is saved
     curriculum = Curriculum(task.levels, config.start_level, config.next_level_nll)
-    run = Run(config.output / "run", net, optimizer, config.steps, "sft")
+    run = Run(config.output / "run", net, optimizer, config.steps, "sft", average=average, is_main=accelerator.is_main_process)
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])
-    pool: list[list[_Sample]] = []
-    for step in run.steps():
-        rng = random.Random(f"{config.seed}-{step}")
+    nested_sizes = tuple(n for n in NESTED_SIZES if n <= config.max_latents) or (config.max_latents,)
+    most = min(config.num_latents, config.max_latents)
+    distributed = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
+    think = compiled(distributed)
+    pools = Pools(task, base, curriculum, config)
+    for step in run.steps(config.save_every):
         curriculum.open_at_least(int(task.levels * step / (config.all_levels_by * config.steps)))
-        pool = pool or draw_pool(task, base, rng, curriculum, config.batch_size)
-        batch = pool.pop()
-        num_latents = config.num_latents
-        if step >= config.nested_from * config.steps and rng.random() < 0.5:
-            num_latents = rng.choice(config.nested_sizes)
-        # A larger budget gets a smaller batch, so that every step costs about the same.
-        batch = batch[: max(8, len(batch) * 2 * config.num_latents // (config.num_latents + num_latents))]
-        with torch.autocast(base.device.type, torch.bfloat16):
-            prompt = base.read([sample.prompt_ids for sample in batch])
-            latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
-            answers = answer_ids(base, [sample.example.reply for sample in batch])
-            logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
-        nll = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=-100, reduction="none")
-        nll = nll.view(answers.shape).sum(1)  # (B,), nats per reply
-        hints = milestone_loss(base, latents, [sample.example.milestones for sample in batch])
-        weight = config.milestone_weight if step < config.milestones_until * config.steps else 0.0
-        optimizer.step(nll.mean() + weight * hints, step)
-        curriculum.update([sample.example.level for sample in batch], nll.tolist())
+        milestone_weight = config.milestone_weight if step < config.milestones_until * config.steps else 0.0
+        for part in range(config.accumulate):
+            rng = random.Random(f"{config.seed}-{step}-{part}-{rank}")
+            batch, num_latents = pools.next(rng), most
+            if step >= config.nested_from * config.steps and rng.random() < 0.5:
+                num_latents = rng.choice(nested_sizes)
+            # A larger budget gets a smaller batch, so that every step costs about the same.
+            batch = batch[: max(8, len(batch) * 2 * most // (most + num_latents))]
+            with torch.autocast(device.type, torch.bfloat16):
+                prompt = base.read([sample.prompt_ids for sample in batch])
+                latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
+                answers = answer_ids(base, [sample.example.reply for sample in batch])
+                logits = base.answer_logits(prompt, base.prefix(ids, latents), answers.clamp(min=0))
+            nll = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=-100, reduction="none")
+            nll = nll.view(answers.shape).sum(1)  # (B,), nats per reply
+            hints = milestone_loss(base, latents, [sample.example.milestones for sample in batch])
+            accelerator.backward((nll.mean() + milestone_weight * hints) / config.accumulate)
+            curriculum.update([sample.example.level for sample in batch], nll.tolist())
+        optimizer.step(step)
+        if average is not None:
+            average.update_parameters(net)
         run.extra = {"curriculum": curriculum.state_dict()}
         run.report(step, {"nll": float(nll.detach().mean()), "hints": float(hints.detach()), "level": curriculum.open})
-        if (step + 1) % 200 == 0:
-            save(net, config)
-    save(net, config)
+        if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
+            save(trained, layout, config.output)
+    if accelerator.is_main_process:
+        save(trained, layout, config.output)
+    accelerator.end_training()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,23 +196,52 @@ class _Sample:
     prompt_ids: list[int]
 
 
-def draw_pool(task: Task, base: FrozenBase, rng: random.Random, curriculum: Curriculum, size: int) -> list[list[_Sample]]:
-    """`POOL_BATCHES` batches of `size`, prompts of like length together, in random order."""
-    streams: dict[int, Iterator[Example]] = {}
-    samples: list[_Sample] = []
-    while len(samples) < POOL_BATCHES * size:
-        level = curriculum.draw(rng)
-        if level not in streams:
-            streams[level] = task.examples(rng.getrandbits(32), "train", level)
-        # The stream holds levels up to `level`: skip to one at it, or to an example outside the curriculum.
-        example = next(example for example in streams[level] if example.level in (0, level))
-        samples.append(_Sample(example, base.prompt_ids(example.messages)))
-    samples.sort(key=lambda sample: len(sample.prompt_ids))
-    batches = [samples[at : at + size] for at in range(0, len(samples), size)]
-    for batch in batches:
-        rng.shuffle(batch)
-    rng.shuffle(batches)
-    return batches
+class Pools:
+    """Batches of prompts of like length, drawn by the curriculum."""
+
+    def __init__(self, task: Task, base: FrozenBase, curriculum: Curriculum, config: SftConfig) -> None:
+        self._task, self._base, self._curriculum, self._config = task, base, curriculum, config
+        self._batches: list[list[_Sample]] = []
+        self._too_long = 0
+
+    def next(self, rng: random.Random) -> list[_Sample]:
+        if not self._batches:
+            self._batches = self._draw(rng)
+        return self._batches.pop()
+
+    def _draw(self, rng: random.Random) -> list[list[_Sample]]:
+        """`POOL_BATCHES` batches, in random order."""
+        streams: dict[int, Iterator[Example]] = {}
+        samples: list[_Sample] = []
+        size = self._config.batch_size
+        while len(samples) < POOL_BATCHES * size:
+            level = self._curriculum.draw(rng)
+            if level not in streams:
+                streams[level] = self._task.examples(rng.getrandbits(32), "train", level)
+            # The stream holds levels up to `level`: skip to one at it, or to an example outside the curriculum.
+            examples = list(itertools.islice(streams[level], 1))
+            while examples[-1].level not in (0, level) and len(examples) < 200:
+                examples.append(next(streams[level]))
+            sample = _Sample(examples[-1], self._base.prompt_ids(examples[-1].messages))
+            if self._fits(sample):
+                samples.append(sample)
+        samples.sort(key=lambda sample: len(sample.prompt_ids))
+        batches = [samples[at : at + size] for at in range(0, len(samples), size)]
+        for batch in batches:
+            rng.shuffle(batch)
+        rng.shuffle(batches)
+        return batches
+
+    def _fits(self, sample: _Sample) -> bool:
+        config = self._config
+        reply = len(self._base.tokenizer.encode(sample.example.reply, add_special_tokens=False))
+        fits = len(sample.prompt_ids) <= config.max_prompt_tokens and reply < config.max_reply_tokens
+        self._too_long += not fits
+        if not fits and self._too_long in (1, 100, 10_000):
+            logger.warning("%d examples were longer than --max-prompt-tokens or --max-reply-tokens.", self._too_long)
+        if self._too_long == 100_000:
+            raise StageError("100,000 examples were too long. Raise --max-prompt-tokens or --max-reply-tokens.")
+        return fits
 
 
 def answer_ids(base: FrozenBase, replies: list[str]) -> Tensor:
@@ -214,24 +271,20 @@ def milestone_loss(base: FrozenBase, latents: Tensor, milestones: list[tuple[str
     return cross_entropy(similarity * _SHARPNESS, targets[chosen])
 
 
-def save(net: ReasoningNet, config: SftConfig) -> None:
+def save(net: ReasoningNet, layout: Layout, output: Path) -> None:
     """Write the network's weights in bf16, its architecture and its layout."""
     weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in net.state_dict().items()}
-    save_file(weights, config.output / "reasoning_net.safetensors")
-    (config.output / "config.json").write_text(config.net.model_dump_json(indent=2))
-    (config.output / "layout.json").write_text(config.layout.model_dump_json(indent=2))
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(weights, output / "reasoning_net.safetensors")
+    (output / "config.json").write_text(net.config.model_dump_json(indent=2))
+    (output / "layout.json").write_text(layout.model_dump_json(indent=2))
 
 
-def load_net(output: Path | None, model: str) -> tuple[ReasoningNet | None, Layout]:
-    """The network and layout that `main` wrote; without an output no network, and the layout of the base's own tokens."""
-    if output is None:
-        return None, default_layout(model)
+def load_net(output: Path) -> tuple[ReasoningNet, Layout]:
+    """The network and layout that `save` wrote; raises `StageError` when there is none."""
+    if not (output / "config.json").is_file():
+        raise StageError(f"{output} has no reasoning network: train one with `latentserve train sft --output {output}`.")
     config = ReasoningNetConfig.model_validate_json((output / "config.json").read_text())
     net = ReasoningNet(config)
     net.load_state_dict({name: tensor.float() for name, tensor in load_file(output / "reasoning_net.safetensors").items()})
-    return net.eval().requires_grad_(False), Layout.model_validate_json((output / "layout.json").read_text())
-
-
-def default_layout(model: str) -> Layout:
-    """Qwen3's think tags, and the base's reserved token for latents."""
-    return Layout(placeholder_token_id=AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(LATENT_TOKEN))
+    return net.eval(), Layout.model_validate_json((output / "layout.json").read_text())

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reasoning_net.demo.conversations import conversation
-from reasoning_net.demo.questions import MAX_STEPS, Split, final_number, questions
+from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Split, final_number, questions
+from reasoning_net.errors import StageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,11 @@ class Task(Protocol):
     levels: int
 
     def examples(self, seed: int, split: Split, max_level: int | None = None) -> Iterator[Example]:
-        """An endless stream, the same for the same seed."""
+        """A stream that is the same for the same seed, endless for training."""
+        ...
+
+    def final_answer(self, reply: str) -> str | None:
+        """What the reply says the answer is, in a form that can be compared; None when it says nothing."""
         ...
 
     def is_correct(self, reply: str, answer: str) -> bool: ...
@@ -42,9 +47,15 @@ class DemoTask:
 
     levels = MAX_STEPS
 
+    def __init__(self, families: tuple[str, ...] = FAMILIES) -> None:
+        unknown = set(families) - set(FAMILIES)
+        if unknown:
+            raise StageError(f"The demo has no family {', '.join(sorted(unknown))}. It has {', '.join(FAMILIES)}.")
+        self._families = families
+
     def examples(self, seed: int, split: Split, max_level: int | None = None) -> Iterator[Example]:
         if split != "train":
-            for question in questions(seed, split, max_steps=max_level or MAX_STEPS):
+            for question in questions(seed, split, max_steps=max_level or MAX_STEPS, families=self._families):
                 messages = [{"role": "user", "content": question.question}]
                 yield Example(
                     messages, question.reply, str(question.answer), question.steps, question.family, _texts(question.values)
@@ -52,18 +63,38 @@ class DemoTask:
             return
         rng = random.Random(f"{split}-{seed}-{max_level}")
         while True:
-            talk = conversation(rng, split, max_level or MAX_STEPS)
+            talk = conversation(rng, split, max_level or MAX_STEPS, self._families)
             asked = talk.question
             answer, level, family = (str(asked.answer), asked.steps, asked.family) if asked else ("", 0, "small talk")
             yield Example(talk.messages, talk.reply, answer, level, family, _texts(asked.values) if asked else ())
 
-    def is_correct(self, reply: str, answer: str) -> bool:
+    def final_answer(self, reply: str) -> str | None:
         number = final_number(reply)
-        return number is not None and str(number) == answer
+        return None if number is None else str(number)
+
+    def is_correct(self, reply: str, answer: str) -> bool:
+        return self.final_answer(reply) == answer
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """Which questions a stage works on: `demo`, some of its families (`demo:counting,riding`), or a source of rows."""
+
+    source: str = "demo"
+    preset: str | None = None
+    columns: str = ""
+    whole: bool = False
+    """All rows belong to whatever split is asked for."""
+
+    def load(self) -> Task:
+        """Raises `StageError` for a source that cannot be read."""
+        if self.source == "demo" or self.source.startswith("demo:"):
+            families = self.source.partition(":")[2]
+            return DemoTask(tuple(families.split(",")) if families else FAMILIES)
+        from reasoning_net.data import DataTask, parse_columns
+
+        return DataTask(self.source, parse_columns(self.preset, self.columns), self.whole)
 
 
 def _texts(values: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f" {value}" for value in values)
-
-
-TASKS: dict[str, type[Task]] = {"demo": DemoTask}

@@ -1,16 +1,23 @@
-"""What every training stage shares: optimisers, schedule, progress, log, and a checkpoint to resume from."""
+"""What every training stage shares: optimisers, schedule, progress, log, plot, and a checkpoint to resume from."""
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+
+from reasoning_net.errors import StageError
+from reasoning_net.plots import plot_curves
+
+_MAX_BAD_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +28,15 @@ class OptimizerConfig:
     adamw_lr: float = 0.003
     weight_decay: float = 0.01
     warmup_steps: int = 60
+    schedule: Literal["linear", "cosine"] = "linear"
+    """linear: a plateau, then a straight line down; cosine: down from the end of the warm-up on."""
     anneal_share: float = 0.5
-    """The last share of the steps over which the learning rate falls linearly to 1 % of its peak."""
+    """linear: the last share of the steps over which the learning rate falls to 1 % of its peak."""
     max_grad_norm: float = 1.0
 
 
 class Optimizer:
-    """Muon and AdamW behind one `step`, with warm-up, a plateau and a linear decay to (almost) zero."""
+    """Muon and AdamW behind one `step`, with warm-up and decay to (almost) zero."""
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, total_steps: int) -> None:
         self._config, self._total_steps = config, total_steps
@@ -40,19 +49,29 @@ class Optimizer:
             torch.optim.AdamW(rest, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self._peaks = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        self._bad_steps = 0
 
-    def step(self, loss: Tensor, step: int) -> float:
-        """Backward, clip, update; the gradient's norm before clipping. A step whose gradient is not finite is skipped."""
-        loss.backward()
+    def step(self, step: int) -> float:
+        """Clip, update, clear; the gradient's norm before clipping. A step whose gradient is not finite is left out.
+
+        Raises `StageError` after twenty of those in a row.
+        """
         norm = float(torch.nn.utils.clip_grad_norm_(self._params, self._config.max_grad_norm))
         scale = learning_rate_scale(step, self._total_steps, self._config)
         groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
         for group, peak in zip(groups, self._peaks, strict=True):
             group["lr"] = peak * scale
+        is_finite = math.isfinite(norm)
         for optimizer in self._optimizers:
-            if math.isfinite(norm):
+            if is_finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self._bad_steps = 0 if is_finite else self._bad_steps + 1
+        if self._bad_steps == _MAX_BAD_STEPS:
+            raise StageError(
+                f"The gradient was not finite in {_MAX_BAD_STEPS} steps in a row (now step {step}). Lower the learning rate; "
+                "the last checkpoint is from before, so the same command resumes from it."
+            )
         return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -70,21 +89,47 @@ def _is_hidden_matrix(name: str) -> bool:
 def learning_rate_scale(step: int, total_steps: int, config: OptimizerConfig) -> float:
     """The share of the peak learning rate at `step` (0-based)."""
     warmup = (step + 1) / config.warmup_steps
-    anneal = (total_steps - step) / max(1.0, total_steps * config.anneal_share)
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+        anneal = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
+    else:
+        anneal = (total_steps - step) / max(1.0, total_steps * config.anneal_share)
     return max(0.01, min(1.0, warmup, anneal))
 
 
+def compiled(module: nn.Module) -> Callable[..., Any]:
+    """The forward through torch.compile, a third faster for half a minute at the start; as it is without a compiler."""
+    return torch.compile(module, dynamic=True) if torch.cuda.is_available() or shutil.which("c++") else module
+
+
+def averaged(module: nn.Module, decay: float) -> AveragedModel | None:
+    """An exponential moving average of the weights; None where the decay is 0."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+
 class Run:
-    """A resumable run in a directory: `state.pt` (ours alone, never shipped), `log.jsonl`, a progress bar.
+    """A resumable run in a directory: `state.pt` (ours alone, never shipped), `log.jsonl`, `curves.png`, a progress bar.
 
     The random streams of a run are functions of (seed, step), so a resumed run continues as if it had not stopped.
     """
 
-    def __init__(self, directory: Path, module: nn.Module, optimizer: Optimizer, total_steps: int, title: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        module: nn.Module,
+        optimizer: Optimizer,
+        total_steps: int,
+        title: str,
+        *,
+        average: AveragedModel | None = None,
+        is_main: bool = True,
+    ) -> None:
+        """`is_main`: whether this process writes; of several on as many GPUs one does."""
         directory.mkdir(parents=True, exist_ok=True)
-        self._state, self._module, self._optimizer = directory / "state.pt", module, optimizer
-        self._total_steps, self._title = total_steps, title
-        self._log = (directory / "log.jsonl").open("a")
+        self._directory, self._module, self._optimizer, self._average = directory, module, optimizer, average
+        self._state, self._log = directory / "state.pt", directory / "log.jsonl"
+        self._total_steps, self._title, self._is_main = total_steps, title, is_main
+        self._recent: dict[str, float] = {}
         self.extra: dict[str, Any] = {}
         """What a stage must find again when it resumes (a curriculum's level, say)."""
         self._first_step = 0
@@ -92,37 +137,51 @@ class Run:
             state = torch.load(self._state, weights_only=True)
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
-            self._first_step, self.extra = state["step"], state["extra"]
+            if average is not None:
+                average.load_state_dict(state["average"])
+            self._first_step, self.extra, self._recent = state["step"], state["extra"], state["recent"]
+        if is_main:
+            # Records from after the checkpoint will be made again.
+            self._log.write_text("".join(json.dumps(r) + "\n" for r in read_log(self._log) if r["step"] <= self._first_step))
 
     def steps(self, save_every: int = 200) -> Iterator[int]:
         """The steps that are left, saving on the way."""
-        with tqdm(
-            total=self._total_steps, initial=self._first_step, desc=self._title, unit="step", smoothing=0.05
-        ) as self._bar:
-            self._recent: dict[str, float] = {}
+        options: dict[str, Any] = {"desc": self._title, "unit": "step", "smoothing": 0.05, "disable": not self._is_main}
+        with tqdm(total=self._total_steps, initial=self._first_step, **options) as self._bar:
             self._started = time.monotonic()
             for step in range(self._first_step, self._total_steps):
                 yield step
                 self._bar.update()
-                if (step + 1) % save_every == 0 or step + 1 == self._total_steps:
+                if self._is_main and ((step + 1) % save_every == 0 or step + 1 == self._total_steps):
                     self._save(step + 1)
-        self._log.close()
 
     def report(self, step: int, values: dict[str, float], every: int = 20) -> None:
         """Show and log smoothed figures."""
         for name, value in values.items():
             self._recent[name] = value if name not in self._recent else 0.95 * self._recent[name] + 0.05 * value
-        if (step + 1) % every == 0:
+        if self._is_main and (step + 1) % every == 0:
             figures = {name: round(value, 4) for name, value in self._recent.items()}
             self._bar.set_postfix(figures, refresh=False)
-            self.log({"step": step + 1, "seconds": round(time.monotonic() - self._started, 1), **figures})
-
-    def log(self, record: dict[str, Any]) -> None:
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+            record = {"step": step + 1, "seconds": round(time.monotonic() - self._started, 1), **figures}
+            with self._log.open("a") as log:
+                log.write(json.dumps(record) + "\n")
 
     def _save(self, step: int) -> None:
         new = self._state.with_suffix(".new")
         state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state | {"step": step, "extra": self.extra}, new)
-        new.replace(self._state)
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
+        torch.save(state | {"step": step, "extra": self.extra, "recent": self._recent}, new)
+        new.replace(self._state)  # a run that is killed while it saves keeps the checkpoint before
+        plot_curves(read_log(self._log), self._title, self._directory / "curves.png")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that was cut off is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

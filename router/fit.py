@@ -1,13 +1,14 @@
-"""Fit the difficulty probe on a frozen base and, where there is one, its reasoning network; choose the threshold.
+"""Fit the difficulty probe on a frozen base and, where the bundle has one, its reasoning network; choose the threshold.
 
-    latentserve router fit --model runs/base --net runs/sft --output runs/bundle
+    latentserve router fit --model runs/base --bundle runs/bundle
 
-Labels are the greedy answers' correctness, in direct and in latent mode, on questions that no training saw.
+Labels are the greedy answers' correctness, in direct and in latent mode, on questions that no training saw. The probe and
+the threshold become part of the bundle.
 """
 
 import copy
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from reasoning_net.bundle import Bundle
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
-from reasoning_net.pack import pack
-from reasoning_net.sft import load_net
-from reasoning_net.tasks import TASKS, Example, Task
+from reasoning_net.rollouts import Sampling, VllmRollouts
+from reasoning_net.tasks import Example, Task, TaskSpec
 from router.policy import Thresholds
 from router.probe import Probe, ProbeConfig
 
-_MAX_REPLY_TOKENS = 24
 _FEATURES: tuple[str, ...] = ("last", "mean", "latents")
 
 
@@ -41,7 +42,13 @@ class Observations:
 
 @torch.no_grad()
 def observe(
-    base: FrozenBase, net: ReasoningNet | None, layout: LayoutIds, task: Task, examples: list[Example], num_latents: int
+    base: FrozenBase,
+    net: ReasoningNet | None,
+    layout: LayoutIds,
+    task: Task,
+    examples: list[Example],
+    num_latents: int,
+    max_reply_tokens: int = 24,
 ) -> Observations:
     """Answer every question greedily, directly and after latents, and keep the features that a probe may read."""
     prompt_ids = [base.prompt_ids(example.messages) for example in examples]
@@ -61,7 +68,7 @@ def observe(
         if latents is not None:
             prefixes["latent"] = base.prefix(layout, latents)
         for mode, prefix in prefixes.items():
-            replies = base.generate(base.read(ids), prefix, _MAX_REPLY_TOKENS)
+            replies = base.generate(base.read(ids), prefix, max_reply_tokens)
             texts = base.tokenizer.batch_decode(replies)
             correct[mode] += [float(task.is_correct(text, e.answer)) for text, e in zip(texts, batch, strict=True)]
     return Observations(
@@ -75,35 +82,45 @@ def observe(
 @dataclass(frozen=True, slots=True)
 class FitConfig:
     model: str
-    net: Path | None
-    output: Path
+    bundle: Path
+    """Gets the probe and the threshold."""
+    task: TaskSpec = field(default_factory=TaskSpec)
     n: int = 8000
-    num_latent_tokens: int = 16
-    explicit_accuracy: float = 0.995
-    max_loss: float = 0.0205
+    """Validation questions; a quarter of them choose the threshold."""
+    explicit_questions: int = 500
+    """As many of them are thought through as well: what the cheap mode is compared with."""
+    max_loss: float = 0.02
+    """Accuracy that auto may lose against explicit."""
+    max_reply_tokens: int = 24
+    max_thinking_tokens: int = 1024
     seed: int = 1
-    task: str = "demo"
 
 
 def main(config: FitConfig) -> dict[str, Any]:
-    """Observe, fit, choose, pack. Returns the held-out figures, which the bundle keeps."""
-    task = TASKS[config.task]()
+    """Observe, fit, choose, and write into the bundle. Returns the held-out figures, which the bundle keeps."""
+    bundle = Bundle.load(config.bundle)
+    bundle.check_base(config.model)
+    task = config.task.load()
     base = FrozenBase(config.model)
-    net, layout = load_net(config.net, config.model)
-    examples = validation_examples(task, config.seed, config.n)
-    held_out = config.n // 4
+    net, layout = bundle.reasoning_net(), bundle.manifest.layout.token_ids(base.tokenizer)
+    num_latents = bundle.manifest.num_latent_tokens or 0
+    examples = list(itertools.islice(task.examples(config.seed, "validation"), config.n))
+    if len(examples) < 40:
+        raise StageError(f"{len(examples)} validation questions are too few to fit a probe on. Give more data, or --whole.")
+    held_out = len(examples) // 4
     train, held = (
-        observe(base, net, layout.token_ids(base.tokenizer), task, part, config.num_latent_tokens)
+        observe(base, net, layout, task, part, num_latents, config.max_reply_tokens)
         for part in (examples[held_out:], examples[:held_out])
     )
+    explicit = explicit_accuracy(config, base, layout, task, examples[: min(held_out, config.explicit_questions)])
     # Where there is a network its latents say best whether they will do; on the demo the raw states add only overfitting.
     probe = fit(train, ("latents",) if net else ("last", "mean"), seed=config.seed)
     cheap = "latent" if net else "direct"
     scores, correct = probabilities(probe, held, cheap), held.correct[cheap]
-    threshold = threshold_for(scores, correct, config.max_loss, config.explicit_accuracy)
+    threshold = threshold_for(scores, correct, config.max_loss, explicit)
     report = {
         "questions": {"fitted on": len(examples) - held_out, "held out": held_out},
-        "accuracy": {mode: round(float(values.mean()), 4) for mode, values in held.correct.items()},
+        "accuracy": {mode: round(float(values.mean()), 4) for mode, values in held.correct.items()} | {"explicit": explicit},
         "auroc": {mode: round(auroc(probabilities(probe, held, mode), held.correct[mode]), 4) for mode in held.correct},
         "auroc of the prompt's length": round(auroc(-held.prompt_tokens.float(), correct), 4),
         "auroc within a level": {
@@ -113,23 +130,23 @@ def main(config: FitConfig) -> dict[str, Any]:
         f"share answered in {cheap} mode": round(float((scores >= threshold).float().mean()), 4),
         "threshold": round(threshold, 4),
     }
-    pack(
-        config.model,
-        config.output,
-        layout,
-        net=net,
-        num_latent_tokens=config.num_latent_tokens,
-        probe=probe,
-        thresholds=Thresholds(**{cheap: threshold}),
-        parity_messages=examples[0].messages,
-        trained_on=config.task,
-        scores={"router fit": report},
-    )
+    fields = {
+        "probe": probe.config,
+        "thresholds": Thresholds(**{cheap: threshold}),
+        "scores": bundle.manifest.scores | {"router fit": report},
+    }
+    Bundle(bundle.directory, bundle.manifest.model_copy(update=fields)).save({"probe": probe})
     return report
 
 
-def validation_examples(task: Task, seed: int, n: int) -> list[Example]:
-    return list(itertools.islice(task.examples(seed, "validation"), n))
+def explicit_accuracy(config: FitConfig, base: FrozenBase, layout: LayoutIds, task: Task, examples: list[Example]) -> float:
+    """The share of questions that the base answers rightly when it thinks in text."""
+    engine = VllmRollouts(config.model, layout)
+    prompts = [[*base.prompt_ids(example.messages), *layout.explicit] for example in examples]
+    replies = engine.from_tokens(prompts, Sampling(max_tokens=config.max_thinking_tokens))
+    answered = zip(replies, examples, strict=True)
+    correct = [task.is_correct(reply.text.rpartition("</think>")[2], example.answer) for (reply, *_), example in answered]
+    return round(sum(correct) / len(correct), 4)
 
 
 def fit(observed: Observations, features: tuple[str, ...], *, steps: int = 300, seed: int = 0) -> Probe:

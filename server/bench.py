@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from reasoning_net.tasks import TASKS
+from reasoning_net.tasks import DemoTask
 
 MODES = ("direct", "latent", "explicit")
 
@@ -48,9 +48,10 @@ class Timing:
 
 async def main(config: BenchConfig) -> dict[str, Timing]:
     """Run all rounds; the key is the mode, or `compared`."""
-    questions = TASKS["demo"]().examples(config.seed, "test")
+    questions = DemoTask().examples(config.seed, "test")
     timings = {name: Timing() for name in (*MODES, *(("compared",) if config.compare else ()))}
-    limits = httpx.Limits(max_connections=config.concurrency)
+    # Idle connections are given up before the server does, or a request could meet the server closing its connection.
+    limits = httpx.Limits(max_connections=config.concurrency, keepalive_expiry=2)
     async with (
         httpx.AsyncClient(base_url=config.url, timeout=600, limits=limits) as ours,
         httpx.AsyncClient(base_url=config.compare or config.url, timeout=600, limits=limits) as other,

@@ -1,33 +1,28 @@
 """`latentserve …`: thin commands over the stages. Heavy imports wait for their command."""
 
 import asyncio
-import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import httpx
 import typer
 from pydantic import ValidationError
 
 from router.policy import Mode
-from server.settings import DEMO_MODEL, Settings
+from server import stages
+from server.settings import Settings
+from server.stages import fail
 
 app = typer.Typer(
     no_args_is_help=True, help="OpenAI-compatible serving with a hybrid latent/explicit router.", add_completion=False
 )
-demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its questions, and how its model is made.")
-train = typer.Typer(no_args_is_help=True, help="Train a reasoning network and pack it into a bundle.")
-router = typer.Typer(no_args_is_help=True, help="Fit and calibrate the router.")
-app.add_typer(demo, name="demo")
-app.add_typer(train, name="train")
-app.add_typer(router, name="router")
-
-
-def _fail(message: str) -> typer.Exit:
-    typer.secho(f"latentserve: {message}", fg=typer.colors.RED, err=True)
-    return typer.Exit(1)
+app.add_typer(stages.demo, name="demo")
+app.add_typer(stages.train, name="train")
+app.add_typer(stages.analyse, name="analyse")
+app.add_typer(stages.router, name="router")
+app.command()(stages.bundle)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -51,12 +46,12 @@ def serve(
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        raise _fail(str(error)) from None
+        raise fail(str(error)) from None
     from server.launch import run
 
     problem = run(settings, context.args)
     if problem:
-        raise _fail(problem)
+        raise fail(problem)
 
 
 @app.command()
@@ -82,19 +77,19 @@ def ask(
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     response.read()
-                    raise _fail(response.json().get("error", {}).get("message", response.text))
+                    raise fail(response.json().get("error", {}).get("message", response.text))
                 for line in response.iter_lines():
                     if not line.startswith("data: {"):
                         continue
                     event = json.loads(line.removeprefix("data: "))
                     if "error" in event:
-                        raise _fail(str(event["error"].get("message", event["error"])))
+                        raise fail(str(event["error"].get("message", event["error"])))
                     last = event
                     delta = event["choices"][0]["delta"] if event["choices"] else {}
                     typer.secho(delta.get("reasoning") or "", dim=True, nl=False)
                     typer.echo(delta.get("content") or "", nl=False)
     except httpx.HTTPError as error:
-        raise _fail(f"cannot reach {url}: {error}. Is the server running? Start it with `latentserve serve`.") from None
+        raise fail(f"cannot reach {url}: {error}. Is the server running? Start it with `latentserve serve`.") from None
     typer.echo()
     typer.secho(_summary(last), dim=True, err=True)
 
@@ -110,21 +105,37 @@ def _summary(last: dict[str, object]) -> str:
 @app.command("eval")
 def evaluate(
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    data: stages.Data = "demo",
+    preset: stages.Preset = None,
+    columns: stages.Columns = "",
+    whole: stages.Whole = False,
     n: Annotated[int, typer.Option(help="Held-out questions.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 2026,
     modes: Annotated[
-        str, typer.Option(help="Comma-separated; latent:64 fixes the number of latents.")
+        str, typer.Option(help="Comma-separated; latent:64 sets the number of latents, explicit:128 the thinking budget.")
     ] = "direct,latent,explicit,auto",
-    output: Annotated[Path | None, typer.Option(help="Write the records here, as JSON lines.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per question (k of pass@k).")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy. The paper: 0.6.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="The paper: 0.95.")] = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Sampling runs, for the standard error.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(help="Limit on generated tokens.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
+    output: Annotated[Path | None, typer.Option(help="Directory for records, summary and plots.")] = None,
+    record: Annotated[Path | None, typer.Option(help="A bundle that gets the summary into its scores.")] = None,
 ) -> None:
-    """Measure accuracy and generated tokens per mode on the demo's held-out questions, over HTTP."""
-    from reasoning_net.evaluate import Arm, EvalConfig, main, markdown
+    """Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP."""
+    from reasoning_net.evaluate import Arm, EvalConfig, main
 
-    arms = tuple(Arm(mode, int(count) if count else None) for mode, _, count in (m.partition(":") for m in modes.split(",")))
-    try:
-        typer.echo(markdown(asyncio.run(main(EvalConfig(url, arms, n=n, seed=seed, output=output)))))
-    except httpx.HTTPError as error:
-        raise _fail(f"{url}: {error}") from None
+    with stages.one_sentence(output):
+        config = EvalConfig(
+            url, tuple(map(Arm.parse, modes.split(","))), stages.task_of(data, preset, columns, whole), n=n, seed=seed,
+            seeds=seeds, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
+            concurrency=concurrency, output=output, bundle=record,
+        )  # fmt: skip
+        try:
+            typer.echo(asyncio.run(main(config)))
+        except httpx.HTTPError as error:
+            raise fail(f"{url}: {error!r}") from None
 
 
 @app.command()
@@ -142,72 +153,7 @@ def bench(
     try:
         typer.echo(markdown(asyncio.run(main(BenchConfig(url, compare, requests=requests, rounds=rounds)))))
     except httpx.HTTPError as error:
-        raise _fail(f"{url}: {error}") from None
-
-
-@demo.command()
-def questions(
-    n: Annotated[int, typer.Option(help="How many.")] = 10,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same questions.")] = 0,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-) -> None:
-    """Print demo questions as JSON lines with the keys question, answer, steps, family."""
-    from reasoning_net.demo.questions import Split
-    from reasoning_net.demo.questions import questions as stream
-
-    if split not in get_args(Split):
-        raise _fail(f"--split must be one of {', '.join(get_args(Split))}, not {split!r}")
-    for question in itertools.islice(stream(seed, split), n):  # type: ignore[arg-type]
-        typer.echo(question.public_json())
-
-
-@demo.command("train-base")
-def train_base(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint goes; a run found there is resumed.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2200,
-    seed: Annotated[int, typer.Option(help="Seed of the data and the weights.")] = 0,
-) -> None:
-    """Train the demo's base model from scratch."""
-    from reasoning_net.demo.base import BaseConfig, main
-
-    main(BaseConfig(output, steps=steps, seed=seed))
-
-
-@train.command()
-def sft(
-    output: Annotated[Path, typer.Option(help="Where the network goes; a run found there is resumed.")],
-    model: Annotated[str, typer.Option(help="The frozen base.")] = str(DEMO_MODEL),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3600,
-    num_latents: Annotated[int, typer.Option(help="Latents per question until the nested part of the run.")] = 16,
-    max_latents: Annotated[int, typer.Option(help="The most latents that the network can compute.")] = 256,
-    conditioner: Annotated[str, typer.Option(help="last: the final position, as in the paper; all; all+embeddings.")] = "all",
-    hidden_size: Annotated[int, typer.Option(help="Width of the network.")] = 160,
-    num_layers: Annotated[int, typer.Option(help="Depth of the network.")] = 6,
-    batch_size: Annotated[int, typer.Option(help="Questions a step.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the data and the weights.")] = 0,
-) -> None:
-    """Stage 1: train the reasoning network by supervised fine-tuning on the frozen base."""
-    from reasoning_net.sft import default_config, main
-
-    main(default_config(model, output, steps, num_latents, max_latents, conditioner, hidden_size, num_layers, batch_size, seed))
-
-
-@router.command()
-def fit(
-    output: Annotated[Path, typer.Option(help="Where the bundle goes.")],
-    net: Annotated[Path | None, typer.Option(help="Output of `train sft`; without it the bundle has a probe alone.")] = None,
-    model: Annotated[str, typer.Option(help="The frozen base.")] = str(DEMO_MODEL),
-    n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 8000,
-    num_latent_tokens: Annotated[int, typer.Option(help="Latents per question in serving.")] = 16,
-    explicit_accuracy: Annotated[float, typer.Option(help="Measured accuracy of explicit mode.")] = 0.995,
-    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.0205,
-    seed: Annotated[int, typer.Option(help="Seed of the questions and the probe.")] = 1,
-) -> None:
-    """Fit the probe, choose the threshold of auto, and pack the bundle."""
-    from router.fit import FitConfig, main
-
-    report = main(FitConfig(model, net, output, n, num_latent_tokens, explicit_accuracy, max_loss, seed))
-    typer.echo(json.dumps(report, indent=2))
+        raise fail(f"{url}: {error!r}") from None
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
     problem = _check_model(settings) or _check_memory(settings)
     if problem:
         return problem
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # our hooks are in the V1 runner
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
-    if os.path.isdir(settings.model):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    prepare_environment(settings)
     import uvloop
 
     from server.app import serve
@@ -41,6 +38,14 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
             "LATENTSERVE_KV_CACHE_GIB (CPU), --gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
         )
     return None
+
+
+def prepare_environment(settings: Settings) -> None:
+    """What vLLM reads from the environment, before it is imported; what the user has set wins."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # our hooks are in the V1 runner
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
+    if os.path.isdir(settings.model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _check_model(settings: Settings) -> str | None:

@@ -14,9 +14,13 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import torch
+from transformers import Qwen3ForCausalLM
 
 from reasoning_net.bundle import Bundle
+from reasoning_net.demo.base import model_config, save
 from reasoning_net.demo.questions import Question, questions
+from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.frozen import FrozenBase
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 
@@ -83,3 +87,13 @@ def bundle() -> Bundle:
 def asked() -> list[Question]:
     """Held-out questions."""
     return list(islice(questions(99, "test"), 64))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base of the demo's kind, small enough to train on in a test."""
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("tiny") / "base"
+    tokenizer = train_tokenizer(vocab_size=512, corpus_size=300)
+    save(Qwen3ForCausalLM(model_config(64, 2, tokenizer)), tokenizer, directory)
+    return directory

@@ -5,43 +5,43 @@ import pytest
 import torch
 
 from reasoning_net.bundle import Bundle, BundleError
+from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
 from reasoning_net.pack import pack
-from reasoning_net.sft import default_config
-from router.policy import Thresholds
 from router.probe import Probe, ProbeConfig
 
-MESSAGES = [{"role": "user", "content": "Ann has 5 pens. How many pens does Ann have now?"}]
+NET = ReasoningNetConfig(
+    base_hidden_size=64, num_latent_tokens=16, conditioner="all", hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+    num_attention_heads=1, num_key_value_heads=1,
+)  # fmt: skip
+LAYOUT = Layout(placeholder_token_id=3)
 
 
 @pytest.fixture
 def packed(tiny_base: Path, tmp_path: Path) -> Bundle:
-    config = default_config(str(tiny_base), tmp_path, 1, 4, 8, "all", 32, 1, 8, 0)
+    bundle = pack(str(tiny_base), tmp_path / "bundle", LAYOUT, net=ReasoningNet(NET), num_latent_tokens=4)
+    return with_probe(bundle)
+
+
+def with_probe(bundle: Bundle) -> Bundle:
+    """As `router fit` leaves it."""
     probe = Probe(ProbeConfig(base_hidden_size=64))
-    return pack(
-        str(tiny_base), tmp_path / "bundle", config.layout, net=ReasoningNet(config.net), num_latent_tokens=4, probe=probe,
-        thresholds=Thresholds(latent=0.5), parity_messages=MESSAGES,
-    )  # fmt: skip
+    Bundle(bundle.directory, bundle.manifest.model_copy(update={"probe": probe.config})).save({"probe": probe})
+    return Bundle.load(bundle.directory)
 
 
 def test_what_was_packed_is_loaded(packed: Bundle, tiny_base: Path) -> None:
     packed.check_base(str(tiny_base))
     net, probe, parity = packed.reasoning_net(), packed.probe(), packed.parity()
     assert net is not None and probe is not None and parity is not None  # noqa: PT018
-    assert parity["latents"].shape == (8, 64)
+    assert parity["latents"].shape == (16, 64)
     assert parity["hidden_state"].shape == (64,)
     assert packed.fingerprint() == Bundle.load(packed.directory).fingerprint()
 
 
 def test_every_part_is_optional(tiny_base: Path, tmp_path: Path) -> None:
-    config = default_config(str(tiny_base), tmp_path, 1, 4, 8, "all", 32, 1, 8, 0)
-    alone = pack(
-        str(tiny_base),
-        tmp_path / "bundle",
-        config.layout,
-        probe=Probe(ProbeConfig(base_hidden_size=64)),
-        parity_messages=MESSAGES,
-    )
+    alone = with_probe(pack(str(tiny_base), tmp_path / "bundle", LAYOUT))
     assert alone.reasoning_net() is None
     assert alone.probe() is not None
 

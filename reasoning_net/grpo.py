@@ -1,0 +1,212 @@
+"""Stage 2 of Latent Reasoning Tuning: reinforce the latents whose answers are right (algorithm 1 of the paper).
+
+    latentserve train grpo --model runs/base --init runs/sft --output runs/grpo
+
+For every question K replies are sampled from P_θ(· | X, z); their rewards, normalised within the group, weigh the clipped
+ratio of each reply's tokens; a KL term holds the answers near those of the stage-1 network. Gradients go through the answer's
+log-probabilities into φ alone. θ is frozen, so rollouts run on the vLLM engine and no weight is ever synced.
+"""
+
+import copy
+import itertools
+import json
+import random
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reasoning_net.errors import StageError
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.layout import LayoutIds
+from reasoning_net.model import ReasoningNet
+from reasoning_net.rollouts import Backend, Reply, Sampling, greedy_accuracy, latent_replies, start
+from reasoning_net.sft import load_net, save
+from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
+from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.training import Optimizer, OptimizerConfig, Run
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoConfig:
+    """Defaults as in the paper, but for sizes that suit the demo; the paper does not state ε."""
+
+    model: str
+    init: Path
+    """Output of `train sft`: where φ starts, and the reference of the KL term."""
+    output: Path
+    task: TaskSpec = field(default_factory=TaskSpec)
+    steps: int = 100
+    questions: int = 64
+    """Questions a step (Q). The paper: 1,024."""
+    num_latents: int = 16
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=24, temperature=0.6, top_p=0.95, copies=8))
+    inner_steps: int = 1
+    """Updates per batch of rollouts."""
+    micro_batch: int = 64
+    """Questions whose gradients are computed together."""
+    clip: float = 0.2
+    clip_high: float | None = None
+    """Upper clip where it differs (clip-higher, as in DAPO)."""
+    kl_weight: float = 2e-3
+    shapings: tuple[str, ...] = ()
+    backend: Backend = "vllm"
+    evaluate_every: int = 25
+    evaluate_on: int = 300
+    """Validation questions, answered greedily; 0: none."""
+    seed: int = 0
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            muon_lr=1e-3, adamw_lr=1e-4, warmup_steps=5, schedule="cosine", weight_decay=0.0
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one step learns from. Rows are the used rollouts only."""
+
+    prompts: list[list[int]]
+    row_of: Tensor  # (R,) question of each rollout
+    tokens: Tensor  # (R, Y), −100 where there is none
+    advantages: Tensor  # (R,)
+
+
+def main(config: GrpoConfig) -> None:
+    """Train, resuming where an earlier run of the same output stopped; writes `reasoning_net.safetensors`."""
+    unknown = set(config.shapings) - set(SHAPINGS)
+    if unknown:
+        raise StageError(f"There is no shaping {', '.join(sorted(unknown))}. There are: {', '.join(SHAPINGS)}.")
+    torch.manual_seed(config.seed)
+    torch.set_flush_denormal(True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    task = config.task.load()
+    net, layout = load_net(config.init)
+    base = FrozenBase(config.model, device)
+    ids = layout.token_ids(base.tokenizer)
+    rollouts = start(config.backend, base, config.model, ids)
+    reference = copy.deepcopy(net).requires_grad_(False).to(device)
+    net = net.to(device)
+    optimizer = Optimizer(net, config.optimizer, config.steps)
+    run = Run(config.output / "run", net, optimizer, config.steps, "grpo")
+    validation = list(itertools.islice(task.examples(config.seed, "validation"), config.evaluate_on))
+
+    def accuracy() -> float:
+        return greedy_accuracy(net, base, rollouts, task, validation, config.num_latents, config.sampling.max_tokens)
+
+    for step in run.steps(save_every=10):
+        if config.evaluate_on and step % config.evaluate_every == 0:
+            run.extra = {"accuracy": accuracy()}
+        rng = random.Random(f"{config.seed}-{step}")
+        # Small talk has no answer that could be right or wrong.
+        graded = (example for example in task.examples(rng.getrandbits(32), "train") if example.answer)
+        examples = list(itertools.islice(graded, config.questions))
+        prompts = [base.prompt_ids(example.messages) for example in examples]
+        started = time.perf_counter()
+        sampling = replace(config.sampling, seed=config.seed * 100_003 + step)
+        replies = latent_replies(net, base, rollouts, prompts, config.num_latents, sampling)
+        seconds = time.perf_counter() - started
+        groups = reward(replies, examples, task)
+        dropped = int((groups.rewards.std(1) == 0).sum())
+        for name in config.shapings:
+            groups = SHAPINGS[name](groups)
+        figures = {
+            "reward": float(groups.rewards.mean()),
+            "accuracy": run.extra.get("accuracy", 0.0),
+            "groups without variance": float(dropped),
+            "rollouts a second": groups.rewards.numel() / seconds,
+        }
+        if bool(groups.used.any()):
+            figures |= learn(
+                net, reference, base, ids, optimizer, batch_of(prompts, replies, groups, base.device), config, step
+            )
+        run.report(step, figures, every=1)
+        if (step + 1) % 10 == 0:
+            save(net, layout, config.output)
+    save(net, layout, config.output)
+    if config.evaluate_on:
+        result = {"accuracy": accuracy(), "questions": config.evaluate_on}
+        (config.output / "validation.json").write_text(json.dumps(result))
+
+
+def reward(replies: list[list[Reply]], examples: list[Example], task: Task) -> Groups:
+    """1 for a right answer, 0 for a wrong one, normalised within each group."""
+    pairs = list(zip(replies, examples, strict=True))
+    rewards = [[float(task.is_correct(reply.text, example.answer)) for reply in group] for group, example in pairs]
+    return group_advantages(torch.tensor(rewards), [[task.final_answer(reply.text) for reply in group] for group, _ in pairs])
+
+
+def batch_of(prompts: list[list[int]], replies: list[list[Reply]], groups: Groups, device: torch.device) -> _Batch:
+    rows = groups.used.nonzero().tolist()
+    tokens = torch.full((len(rows), max(len(replies[q][k].token_ids) for q, k in rows)), -100)
+    for row, (q, k) in enumerate(rows):
+        ids = replies[q][k].token_ids
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    questions = sorted({q for q, _ in rows})
+    row_of = torch.tensor([questions.index(q) for q, _ in rows])
+    advantages = groups.advantages[groups.used]
+    return _Batch([prompts[q] for q in questions], row_of.to(device), tokens.to(device), advantages.to(device))
+
+
+def learn(
+    net: ReasoningNet,
+    reference: ReasoningNet,
+    base: FrozenBase,
+    layout: LayoutIds,
+    optimizer: Optimizer,
+    batch: _Batch,
+    config: GrpoConfig,
+    step: int,
+) -> dict[str, float]:
+    """`inner_steps` updates on one batch of rollouts. The first has ratio 1 by construction."""
+    with torch.no_grad():
+        before = _log_probs(net, base, layout, batch, config) if config.inner_steps > 1 else None
+    figures = {"kl": 0.0, "clipped": 0.0}
+    for _ in range(config.inner_steps):
+        for part in torch.arange(len(batch.prompts)).split(config.micro_batch):
+            rows = torch.isin(batch.row_of, part.to(batch.row_of.device))
+            micro = _Batch(
+                [batch.prompts[q] for q in part], batch.row_of[rows] - int(part[0]), batch.tokens[rows], batch.advantages[rows]
+            )
+            log_probs = _log_probs(net, base, layout, micro, config)  # (R, Y)
+            with torch.no_grad():
+                towards = _log_probs(reference, base, layout, micro, config)
+            old = log_probs.detach() if before is None else before[rows][:, : log_probs.shape[1]]
+            loss, kl, clipped = grpo_loss(log_probs, old, towards, micro.tokens != -100, micro.advantages, config)
+            weight = len(micro.tokens) / len(batch.tokens)
+            (loss * weight).backward()
+            figures["kl"] += kl * weight / config.inner_steps
+            figures["clipped"] += clipped * weight / config.inner_steps
+        optimizer.step(step)
+    return figures
+
+
+def grpo_loss(
+    log_probs: Tensor, old: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor, config: GrpoConfig
+) -> tuple[Tensor, float, float]:
+    """(loss, KL to the reference, share of clipped tokens) of rollouts (R, Y): the mean over each reply's tokens, then over R.
+
+    The KL is Schulman's k3 estimator, as in GRPO.
+    """
+    ratio = (log_probs - old).exp()
+    high = config.clip if config.clip_high is None else config.clip_high
+    bounded = ratio.clamp(1 - config.clip, 1 + high)
+    gain = torch.minimum(ratio * advantages[:, None], bounded * advantages[:, None])
+    kl = (reference - log_probs).exp() - (reference - log_probs) - 1
+    lengths = mask.sum(1)
+    loss = -(((gain - config.kl_weight * kl) * mask).sum(1) / lengths).mean()
+    clipped = ((ratio != bounded) & mask).sum() / mask.sum()
+    return loss, float((kl.detach() * mask).sum() / mask.sum()), float(clipped)
+
+
+def _log_probs(net: ReasoningNet, base: FrozenBase, layout: LayoutIds, batch: _Batch, config: GrpoConfig) -> Tensor:
+    """log P(y_t | X, z, y_<t) at the sampling temperature, (R, Y); 0 where there is no token."""
+    prompt = base.read(batch.prompts)
+    latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, config.num_latents)
+    prefix = base.prefix(layout, latents[batch.row_of])
+    logits = base.answer_logits(prompt.rows(batch.row_of), prefix, batch.tokens.clamp(min=0))
+    chosen = (logits.float() / (config.sampling.temperature or 1.0)).log_softmax(-1)
+    values = chosen.gather(-1, batch.tokens.clamp(min=0)[..., None])[..., 0]
+    return values.masked_fill(batch.tokens == -100, 0.0)

@@ -1,0 +1,180 @@
+"""Replies of the frozen base in bulk, for the offline stages: on the vLLM engine, or on transformers as the reference.
+
+The base never changes, so the engine never has its weights synced: a step of training sends other latents, as prompt
+embeddings, and nothing else.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.layout import LayoutIds
+from reasoning_net.model import ReasoningNet
+from reasoning_net.tasks import Example, Task
+
+Backend = Literal["vllm", "transformers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Greedy by default. The paper samples at temperature 0.6, top-p 0.95."""
+
+    max_tokens: int = 24
+    temperature: float = 0.0
+    top_p: float = 1.0
+    copies: int = 1
+    """Replies per question."""
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    token_ids: list[int]
+    """With the end-of-turn token, unless the reply was cut."""
+    text: str
+    finished: bool
+
+
+class Rollouts(Protocol):
+    """Where replies come from."""
+
+    def from_latents(self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling) -> list[list[Reply]]:
+        """Replies to each X after the latent layout with z (B, N, d): B lists of `copies`."""
+        ...
+
+    def from_tokens(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Reply]]:
+        """Replies to token prompts as they are."""
+        ...
+
+
+def start(backend: Backend, base: FrozenBase, model: str, layout: LayoutIds, max_model_len: int | None = None) -> Rollouts:
+    return VllmRollouts(model, layout, max_model_len) if backend == "vllm" else TransformersRollouts(base, layout)
+
+
+class VllmRollouts:
+    """vLLM's offline engine. X is one shared prefix of all copies, and of every step that asks the same question again."""
+
+    def __init__(self, model: str, layout: LayoutIds, max_model_len: int | None = None) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+        if Path(model).is_dir():
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from vllm import LLM
+
+        on_cuda = torch.cuda.is_available()
+        # On a GPU the network that is trained needs room beside the engine.
+        options: dict[str, Any] = (
+            {"gpu_memory_utilization": 0.45} if on_cuda else {"block_size": 32, "dtype": "float32", "enforce_eager": True}
+        )
+        self._layout = layout
+        self._llm = LLM(model, enable_prompt_embeds=True, max_model_len=max_model_len, max_num_seqs=256, **options)
+
+    def close(self) -> None:
+        """Stop the engine's process."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def from_latents(self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling) -> list[list[Reply]]:
+        latents = latents.detach().float().cpu()
+        suffix = self._layout.latent(latents.shape[1])
+        dtype = self._llm.llm_engine.model_config.dtype
+        requests = []
+        for token_ids, z in zip(prompts, latents, strict=True):
+            ids = [*token_ids, *suffix]
+            start = len(token_ids) + len(self._layout.before_latents)
+            embeds = torch.zeros(len(ids), z.shape[1], dtype=dtype)
+            embeds[start : start + len(z)] = z
+            is_token = [True] * len(ids)
+            is_token[start : start + len(z)] = [False] * len(z)
+            requests.append({"prompt_token_ids": ids, "prompt_embeds": embeds, "prompt_is_token_ids": is_token})
+        return self._generate(requests, sampling)
+
+    def from_tokens(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Reply]]:
+        return self._generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
+
+    def _generate(self, requests: list[dict[str, Any]], sampling: Sampling) -> list[list[Reply]]:
+        from vllm import SamplingParams
+
+        # A seed per request: else questions that come together would share their random numbers.
+        params = [
+            SamplingParams(
+                n=sampling.copies,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=None if sampling.seed is None else sampling.seed * 1_000_003 + index,
+                skip_special_tokens=False,
+            )
+            for index in range(len(requests))
+        ]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [[Reply(list(o.token_ids), o.text, o.finish_reason == "stop") for o in output.outputs] for output in outputs]
+
+
+class TransformersRollouts:
+    """The reference: the same replies (greedily) from transformers."""
+
+    def __init__(self, base: FrozenBase, layout: LayoutIds) -> None:
+        self._base, self._layout = base, layout
+
+    def from_latents(self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling) -> list[list[Reply]]:
+        return self._generate(prompts, self._base.prefix(self._layout, latents.detach()), sampling)
+
+    def from_tokens(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Reply]]:
+        last = torch.tensor([[ids[-1]] for ids in prompts], device=self._base.device)
+        return self._generate([ids[:-1] for ids in prompts], self._base.embed(last), sampling)
+
+    def _generate(self, prompts: Sequence[list[int]], prefix: Tensor, sampling: Sampling) -> list[list[Reply]]:
+        base = self._base
+        generator = None if sampling.seed is None else torch.Generator(base.device).manual_seed(sampling.seed)
+        rows = base.generate(
+            base.read(prompts),
+            prefix,
+            sampling.max_tokens,
+            copies=sampling.copies,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            generator=generator,
+        )
+        end = int(base.tokenizer.eos_token_id)
+        texts = base.tokenizer.batch_decode(rows)
+        replies = [
+            Reply([*row, end] if len(row) < sampling.max_tokens else row, text, len(row) < sampling.max_tokens)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        return [replies[at : at + sampling.copies] for at in range(0, len(replies), sampling.copies)]
+
+
+@torch.no_grad()
+def latent_replies(
+    net: ReasoningNet, base: FrozenBase, rollouts: Rollouts, prompts: list[list[int]], num_latents: int, sampling: Sampling
+) -> list[list[Reply]]:
+    """Replies after the latents that the network computes for each question."""
+    prompt = base.read(prompts)
+    latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
+    return rollouts.from_latents(prompts, latents, sampling)
+
+
+def greedy_accuracy(
+    net: ReasoningNet,
+    base: FrozenBase,
+    rollouts: Rollouts,
+    task: Task,
+    examples: list[Example],
+    num_latents: int,
+    max_tokens: int = 24,
+) -> float:
+    """In latent mode, as it will be served."""
+    correct = 0
+    for at in range(0, len(examples), 128):
+        batch = examples[at : at + 128]
+        prompts = [base.prompt_ids(example.messages) for example in batch]
+        replies = latent_replies(net, base, rollouts, prompts, num_latents, Sampling(max_tokens=max_tokens))
+        correct += sum(task.is_correct(reply.text, e.answer) for (reply, *_), e in zip(replies, batch, strict=True))
+    return correct / len(examples)

@@ -1,0 +1,122 @@
+"""Explicit answers of the base: X, R, Y, whether Y is right, the number of tokens, and the final hidden state of X.
+
+    latentserve train traces --model runs/base --output runs/traces
+
+`traces.jsonl` holds one answer a line (`--data …/traces.jsonl --preset traces` reads it back), `hidden_states/` the states
+of as many questions a file, in the same order. An interrupted run goes on behind its last full batch.
+"""
+
+import itertools
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from reasoning_net.demo.questions import Split
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
+from reasoning_net.tasks import Example, Task, TaskSpec
+
+END_OF_THINKING = "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class TracesConfig:
+    model: str
+    output: Path
+    task: TaskSpec = field(default_factory=TaskSpec)
+    split: Split = "train"
+    n: int = 1000
+    """Questions; fewer where the data has fewer."""
+    batch_size: int = 256
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=1024))
+    layout: Path | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One explicit answer."""
+
+    messages: list[dict[str, str]]
+    reasoning: str
+    """R, between the think tags."""
+    reply: str
+    """Y; empty where the thinking did not end in time."""
+    answer: str
+    correct: bool
+    num_tokens: int
+    """Generated: R, the tags and Y."""
+    level: int
+    family: str
+    milestones: tuple[str, ...]
+
+
+def main(config: TracesConfig) -> dict[str, Any]:
+    """Answer and write; returns the counts."""
+    task = config.task.load()
+    base = FrozenBase(config.model, config.device)
+    layout = base.layout(config.layout).token_ids(base.tokenizer)
+    states = config.output / "hidden_states"
+    states.mkdir(parents=True, exist_ok=True)
+    path = config.output / "traces.jsonl"
+    done = keep_whole_batches(path, config.batch_size)
+    examples = list(itertools.islice((e for e in task.examples(config.seed, config.split) if e.answer), config.n))
+    if done < len(examples):
+        engine = VllmRollouts(config.model, layout)
+        with tqdm(total=len(examples), initial=done, desc="traces", unit="question") as progress, path.open("a") as lines:
+            for at in range(done, len(examples), config.batch_size):
+                batch = examples[at : at + config.batch_size]
+                prompts = [base.prompt_ids(example.messages) for example in batch]
+                replies = engine.from_tokens([[*prompt, *layout.explicit] for prompt in prompts], config.sampling)
+                last = torch.cat([base.read([prompt]).hidden_states[:, -1] for prompt in prompts])  # (B, d)
+                save_file({"last": last.float()}, states / f"{at // config.batch_size:05}.safetensors")
+                traces = [_trace(example, reply, task) for example, (reply, *_) in zip(batch, replies, strict=True)]
+                lines.write("".join(json.dumps(asdict(trace), ensure_ascii=False) + "\n" for trace in traces))
+                lines.flush()
+                progress.update(len(batch))
+    return _counts(read_traces(path))
+
+
+def _trace(example: Example, reply: Reply, task: Task) -> Trace:
+    reasoning, end, answer = reply.text.partition(END_OF_THINKING)
+    return Trace(
+        messages=example.messages,
+        reasoning=reasoning.removeprefix("<think>").strip("\n"),
+        reply=answer.strip() if end else "",
+        answer=example.answer,
+        correct=bool(end) and task.is_correct(answer, example.answer),
+        num_tokens=len(reply.token_ids),
+        level=example.level,
+        family=example.family,
+        milestones=example.milestones,
+    )
+
+
+def keep_whole_batches(path: Path, batch_size: int) -> int:
+    """Cut what a killed run wrote of its last batch; the number of traces that stay."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = len(lines) // batch_size * batch_size
+    if whole < len(lines):
+        path.write_text("".join(lines[:whole]))
+    return whole
+
+
+def read_traces(path: Path) -> list[Trace]:
+    return [Trace(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _counts(traces: list[Trace]) -> dict[str, Any]:
+    tokens = [trace.num_tokens for trace in traces]
+    return {
+        "questions": len(traces),
+        "correct": round(sum(trace.correct for trace in traces) / len(traces), 4),
+        "thinking that did not end": sum(not trace.reply for trace in traces),
+        "mean tokens": round(sum(tokens) / len(tokens), 1),
+        "most tokens": max(tokens),
+    }

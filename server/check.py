@@ -1,0 +1,60 @@
+"""Check a bundle against the engine that will serve it, and say what a server will need."""
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.errors import StageError
+from server.engine.launch import parse_vllm_args, start_engine
+from server.launch import prepare_environment
+from server.metrics import Metrics
+from server.readiness import Readiness
+from server.settings import Settings
+
+
+def check_bundle(settings: Settings, bundle: Bundle) -> dict[str, Any]:
+    """The parity with what training saw, and the needs; raises `StageError` when the engine sees something else."""
+    prepare_environment(settings)
+    flags = ["--dtype", "float32", "--enforce-eager"] if settings.device == "cpu" else []
+    readiness = asyncio.run(_check(settings, bundle, flags))
+    if not readiness.ready:
+        raise StageError(f"The engine does not agree with the bundle: {readiness.problem}")
+    parity = None if readiness.parity is None else round(readiness.parity, 5)
+    return {"parity with the engine (cosine)": parity, "a server needs": needs(settings.model, bundle)}
+
+
+async def _check(settings: Settings, bundle: Bundle, flags: list[str]) -> Readiness:
+    from server.app import available_modes
+
+    readiness = Readiness()
+    async with start_engine(parse_vllm_args(settings, flags, bundle), settings, bundle, Metrics()) as engine:
+        await readiness.check(engine, bundle, available_modes(bundle))
+    return readiness
+
+
+def needs(model: str, bundle: Bundle) -> dict[str, str]:
+    """Memory in the dtype of the checkpoint, by what takes it."""
+    directory = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    config = json.loads((directory / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    kv_bytes = 2 * 2 * config["num_hidden_layers"] * kv_heads * head_dim
+    figures = {
+        "base": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        "a token in the KV cache": kv_bytes,
+    }
+    if bundle.manifest.reasoning_net:
+        figures["reasoning network"] = (bundle.directory / "reasoning_net.safetensors").stat().st_size
+        latents = bundle.manifest.num_latent_tokens or 0
+        figures[f"{latents} latents of a request"] = latents * (kv_bytes + 2 * config["hidden_size"])
+    return {name: _size(count) for name, count in figures.items()}
+
+
+def _size(count: int) -> str:
+    unit = min(3, int(math.log2(max(count, 1)) // 10))
+    return f"{count / 2 ** (10 * unit):.1f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
