@@ -117,7 +117,7 @@ async def main(config: EvalConfig) -> str:
                     body["seed"] = seed * 1_000_003 + index
                 async with gate:
                     started = time.perf_counter()
-                    response = await client.post("/v1/chat/completions", json=body)
+                    response = await ask(client, body)
                     seconds = time.perf_counter() - started
                 if response.status_code != 200:
                     raise StageError(f"{config.url} refused a question in mode {arm}: {response.text}")
@@ -147,6 +147,16 @@ async def main(config: EvalConfig) -> str:
         scores = bundle.manifest.scores | {"eval": figures}
         Bundle(bundle.directory, bundle.manifest.model_copy(update={"scores": scores})).save({})
     return markdown(records, summary)
+
+
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+    """One chat completion. As OpenAI's own clients do, it asks again, twice, when the connection breaks."""
+    for _ in range(2):
+        try:
+            return await client.post("/v1/chat/completions", json=body)
+        except httpx.TransportError:
+            await asyncio.sleep(0.5)
+    return await client.post("/v1/chat/completions", json=body)
 
 
 def pass_at_1(records: Sequence[Record]) -> float:

@@ -8,6 +8,7 @@ the threshold become part of the bundle.
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ def main(config: FitConfig) -> dict[str, Any]:
         "auroc": {mode: round(auroc(probabilities(probe, held, mode), held.correct[mode]), 4) for mode in held.correct},
         "auroc of the prompt's length": round(auroc(-held.prompt_tokens.float(), correct), 4),
         "auroc within a level": {
-            int(level): round(auroc(scores[held.levels == level], correct[held.levels == level]), 4)
+            int(level): round(value, 4)
             for level in held.levels.unique()
+            if not math.isnan(value := auroc(scores[held.levels == level], correct[held.levels == level]))
         },
         f"share answered in {cheap} mode": round(float((scores >= threshold).float().mean()), 4),
         "threshold": round(threshold, 4),

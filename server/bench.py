@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from reasoning_net.evaluate import ask
 from reasoning_net.tasks import DemoTask
 
 MODES = ("direct", "latent", "explicit")
@@ -67,7 +68,7 @@ async def main(config: BenchConfig) -> dict[str, Timing]:
                     body["mode"] = name
                 async with gate:
                     started = time.perf_counter()
-                    (await clients[name].post("/v1/chat/completions", json=body)).raise_for_status()
+                    (await ask(clients[name], body)).raise_for_status()
                     progress.update()
                     return time.perf_counter() - started
 

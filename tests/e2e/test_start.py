@@ -68,7 +68,10 @@ def test_unsupported_parallelism(flags: list[str]) -> None:
     assert "is not supported" in start(*flags)
 
 
-def test_without_a_bundle_entropy_routes_and_latent_is_refused(tmp_path: Path, asked: list[Question]) -> None:
+def test_without_a_bundle_entropy_routes_and_latent_is_refused(
+    tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTSERVE_REASONING_CONTENT", "true")
     model = tmp_path / "base"
     shutil.copytree(DEMO_MODEL, model)
     flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager")
@@ -87,3 +90,10 @@ def test_without_a_bundle_entropy_routes_and_latent_is_refused(tmp_path: Path, a
         assert route["mode"] in ("direct", "explicit")
         assert route["reason"] in ("entropy_low", "entropy_high")
         assert route["score"] >= 0
+        thinking = body | {"mode": "explicit", "max_tokens": 12}
+        message = httpx.post(f"{url}/v1/chat/completions", json=thinking, timeout=60).json()["choices"][0]["message"]
+        assert message["reasoning"] == message["reasoning_content"] != ""
+        stream = httpx.post(f"{url}/v1/chat/completions", json=thinking | {"stream": True}, timeout=60).text
+        events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        deltas = [event["choices"][0]["delta"] for event in events]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning"]

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# From data to a bundle: reasoning network (SFT, and GRPO where asked for), bundle, probe. Every stage resumes where it stopped.
+#
+#   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: 1.5 hours on two cores
+#   deploy/train.sh runs/demo --quick         the same in ten minutes, with far lower scores
+#   MODEL=Qwen/Qwen3-1.7B DATA=open-r1/OpenR1-Math-220k:default:train BACKBONE=Qwen/Qwen3-Embedding-0.6B \
+#     deploy/train.sh runs/qwen3-1.7b         the paper's recipe for another base, on one GPU
+#
+# GRPO=100 adds as many steps of stage 2.
+set -euo pipefail
+out=${1:?Usage: deploy/train.sh OUTPUT [--quick]}
+quick=${2:-}
+latents=16 base_steps=() sft=() grpo=() fit=()
+
+if [[ -z ${MODEL:-} ]]; then
+  model=$out/base
+  [[ $quick == --quick ]] && base_steps=(--steps 320) && sft=(--steps 220) && fit=(--n 1200)
+  latentserve demo train-base --output "$model" "${base_steps[@]}"
+else
+  model=$MODEL latents=256
+  data=(--data "${DATA:?Which questions? DATA=path or id}" --preset "${PRESET:-openr1-math}")
+  sft=("${data[@]}" --backbone "${BACKBONE:?Which network? BACKBONE=Qwen/Qwen3-Embedding-0.6B}" --conditioner last
+    --num-latents 256 --nested-from 1 --steps 10000 --batch-size 8 --accumulate 8 --schedule cosine --muon-lr 0.001
+    --adamw-lr 0.001 --milestone-weight 0 --max-reply-tokens 2048 --checkpointing)
+  grpo=("${data[@]}" --num-latents 256 --max-tokens 2048)
+  fit=("${data[@]}" --max-reply-tokens 2048 --max-thinking-tokens 8192)
+fi
+
+latentserve train sft --model "$model" --output "$out/sft" "${sft[@]}"
+net=$out/sft
+if [[ -n ${GRPO:-} ]]; then
+  latentserve train grpo --model "$model" --init "$out/sft" --output "$out/grpo" --steps "$GRPO" "${grpo[@]}"
+  net=$out/grpo
+fi
+latentserve bundle --model "$model" --net "$net" --output "$out/bundle" --num-latent-tokens "$latents"
+latentserve router fit --model "$model" --bundle "$out/bundle" "${fit[@]}"
+echo "Serve it: latentserve serve --model $model --bundle $out/bundle"
