@@ -71,7 +71,10 @@ class VllmRollouts:
         on_cuda = torch.cuda.is_available()
         # On a GPU the network that is trained needs room beside the engine.
         options: dict[str, Any] = (
-            {"gpu_memory_utilization": 0.45} if on_cuda else {"block_size": 32, "dtype": "float32", "enforce_eager": True}
+            {"gpu_memory_utilization": 0.45}
+            if on_cuda
+            # Without chunks: vLLM 0.32 stops on a CPU when a request with a seed is prefilled in parts.
+            else {"block_size": 32, "dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         )
         self._layout = layout
         self._llm = LLM(model, enable_prompt_embeds=True, max_model_len=max_model_len, max_num_seqs=256, **options)

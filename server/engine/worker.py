@@ -85,6 +85,7 @@ class LatentOverlay:
         self._roles: dict[str, Role] = {}  # engine request id → role
         self._states: dict[str, list[Tensor]] = {}  # `read` request id → chunks of H_X
         self._verdicts: dict[str, Verdict] = {}  # of this step
+        self._aside: dict[int, torch.Generator] = {}  # batch index → generator that this step must not use
         self._lost: set[str] = set()  # `answer` requests of this step whose latents are missing
         self._steps_with_reads = 0
         self._reads = 0
@@ -96,6 +97,7 @@ class LatentOverlay:
         update_states, model_forward, sample = runner._update_states, runner._model_forward, runner._sample
 
         def wrapped_update_states(scheduler_output: "SchedulerOutput") -> Any:
+            self._return_generators()
             self._track(scheduler_output)
             return update_states(scheduler_output)
 
@@ -108,6 +110,7 @@ class LatentOverlay:
             return output
 
         def wrapped_sample(*args: Any, **kwargs: Any) -> "SamplerOutput":
+            self._set_generators_aside()
             output = sample(*args, **kwargs)
             if self._verdicts or self._lost:
                 self._report(output)
@@ -116,6 +119,23 @@ class LatentOverlay:
         runner._update_states = wrapped_update_states
         runner._model_forward = wrapped_model_forward
         runner._sample = wrapped_sample
+
+    def _set_generators_aside(self) -> None:
+        """Hide the random generators of requests that are still being prefilled, whose sampled token is thrown away.
+
+        vLLM 0.32 winds such a generator back, which CPU generators cannot do: a client's seed would stop the engine.
+        """
+        if self._runner.device.type != "cpu":
+            return
+        batch = self._runner.input_batch
+        for index in self._runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist():
+            if index in batch.generators:
+                self._aside[index] = batch.generators.pop(index)
+
+    def _return_generators(self) -> None:
+        """Before the batch changes: indices are still those of the last step."""
+        self._runner.input_batch.generators.update(self._aside)
+        self._aside.clear()
 
     def _track(self, step: "SchedulerOutput") -> None:
         self._preemptions += len(step.preempted_req_ids or ())

@@ -104,6 +104,16 @@ async def test_hidden_states_and_latents_equal_transformers(
         assert cosine_similarity(torch.tensor(z), want["z"], dim=-1).min() > 0.999
 
 
+async def test_seeds_repeat_and_survive_prefill_in_parts(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    long = [[*prompts[i], *prompts[i + 1]] for i in range(8)]  # more than one step computes
+    options = {"temperature": 1.0, "seed": 5, "max_tokens": 12}
+    for mode in (Mode.EXPLICIT, Mode.LATENT):
+        crowd = [generate(engine, token_ids, mode, f"seeded-{mode}-{i}", **options) for i, token_ids in enumerate(long)]
+        assert all(tokens for _, tokens in await asyncio.gather(*crowd))
+        first, again = [await generate(engine, long[0], mode, f"again-{mode}-{i}", **options) for i in range(2)]
+        assert first[1] == again[1]
+
+
 async def test_greedy_tokens_equal_transformers_for_32_at_once(
     engine: HybridEngine, prompts: list[list[int]], expected: list[dict[str, Any]], base: FrozenBase
 ) -> None:
