@@ -23,9 +23,9 @@ from reasoning_net.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    sft: sft.SftConfig
+    first: sft.SftConfig
     """The recipe; its output is the sweep's directory."""
-    grpo: grpo.GrpoConfig | None = None
+    second: grpo.GrpoConfig | None = None
     """Second stage of every variant; its paths follow from the variant's."""
     num_latents: tuple[int, ...] = (64, 128, 256, 512)
     conditioners: tuple[Conditioner, ...] = ("all+embeddings",)
@@ -35,25 +35,25 @@ class SweepConfig:
 
 def main(config: SweepConfig) -> str:
     """Train and test every variant that has no result yet; returns the table, which is also `table.md`."""
-    task = config.sft.task.load()
-    base = FrozenBase(config.sft.model)
+    task = config.first.task.load()
+    base = FrozenBase(config.first.model)
     rows = []
     for num_latents, conditioner in itertools.product(config.num_latents, config.conditioners):
-        directory = config.sft.output / f"{num_latents}-{conditioner}"
+        directory = config.first.output / f"{num_latents}-{conditioner}"
         stage = replace(
-            config.sft, output=directory / "sft", num_latents=num_latents, max_latents=num_latents, nested_from=1.0,
+            config.first, output=directory / "sft", num_latents=num_latents, max_latents=num_latents, nested_from=1.0,
             conditioner=conditioner,
         )  # fmt: skip
         rows.append(_result(directory / "sft", "SFT", stage, partial(sft.main, stage), task, base, config.test_on))
-        if config.grpo:
+        if config.second:
             second = replace(
-                config.grpo, model=stage.model, init=stage.output, output=directory / "grpo", num_latents=num_latents,
+                config.second, model=stage.model, init=stage.output, output=directory / "grpo", num_latents=num_latents,
                 task=stage.task,
             )  # fmt: skip
             train = partial(grpo.main, second)
             rows.append(_result(directory / "grpo", "SFT + GRPO", stage, train, task, base, config.test_on))
     table = markdown(rows)
-    (config.sft.output / "table.md").write_text(table + "\n")
+    (config.first.output / "table.md").write_text(table + "\n")
     return table
 
 
