@@ -102,6 +102,12 @@ class Bundle:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, self.directory / f"{name}.safetensors")
         (self.directory / "bundle.json").write_text(self.manifest.model_dump_json(indent=2) + "\n")
 
+    def update(self, parts: dict[str, torch.nn.Module | dict[str, Tensor]] | None = None, **fields: Any) -> "Bundle":
+        """The bundle with other fields of its manifest, and other parts, written to disk."""
+        updated = Bundle(self.directory, self.manifest.model_copy(update=fields))
+        updated.save(parts or {})
+        return updated
+
     def reasoning_net(self) -> ReasoningNet | None:
         """The network in float32, or None."""
         if self.manifest.reasoning_net is None:
@@ -144,9 +150,14 @@ class Bundle:
             )
 
 
+def checkpoint_directory(model: str) -> Path:
+    """Where a checkpoint lies: the directory itself, or that of a Hugging Face id in the local cache."""
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+
+
 def fingerprint(model: str) -> BaseFingerprint:
     """The fingerprint of a checkpoint: a directory, or a Hugging Face id that is in the local cache."""
-    directory = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    directory = checkpoint_directory(model)
     config = json.loads((directory / "config.json").read_text())
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):

@@ -111,13 +111,16 @@ class DataTask:
 
     def is_correct(self, reply: str, answer: str) -> bool:
         """Mathematical equality, as math-verify sees it."""
-        in_main_thread = threading.current_thread() is threading.main_thread()  # its time limit is a signal
-        return verify(_parse(answer), _parse(reply), timeout_seconds=5 if in_main_thread else None)
+        return verify(_parse(answer), _parse(reply), timeout_seconds=_time_limit())
 
 
 def _parse(text: str) -> list[Any]:
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    return parse(text, parsing_timeout=5 if in_main_thread else None)
+    return parse(text, parsing_timeout=_time_limit())
+
+
+def _time_limit() -> int | None:
+    """Seconds for math-verify; none outside the main thread, because its limit is a signal."""
+    return 5 if threading.current_thread() is threading.main_thread() else None
 
 
 def _rows(source: str) -> Iterator[tuple[int, dict[str, Any] | Exception]]:

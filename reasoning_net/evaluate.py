@@ -144,8 +144,7 @@ async def main(config: EvalConfig) -> str:
     if config.bundle:
         bundle = Bundle.load(config.bundle)
         figures = {"questions": len(examples), "seed": config.seed, "temperature": config.temperature, "arms": summary}
-        scores = bundle.manifest.scores | {"eval": figures}
-        Bundle(bundle.directory, bundle.manifest.model_copy(update={"scores": scores})).save({})
+        bundle.update(scores=bundle.manifest.scores | {"eval": figures})
     return markdown(records, summary)
 
 

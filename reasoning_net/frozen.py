@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.modeling_utils import PreTrainedModel
 
 from reasoning_net.errors import StageError
-from reasoning_net.layout import Layout, LayoutIds, default_layout
+from reasoning_net.layout import Layout, LayoutIds, check_chat_template, default_layout
 
 
 @dataclass(slots=True)
@@ -72,8 +72,7 @@ class FrozenBase:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """X: the conversation through the chat template, up to where the model has to write."""
-        if not self.tokenizer.chat_template:
-            raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
+        check_chat_template(self.tokenizer)
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer.encode(str(text), add_special_tokens=False)
 

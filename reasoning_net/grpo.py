@@ -23,7 +23,7 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.rollouts import Backend, Reply, Sampling, greedy_accuracy, latent_replies, start
-from reasoning_net.sft import load_net, save
+from reasoning_net.sft import labels, load_net, save
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
 from reasoning_net.tasks import Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run
@@ -109,7 +109,7 @@ def main(config: GrpoConfig) -> None:
         replies = latent_replies(net, base, rollouts, prompts, config.num_latents, sampling)
         seconds = time.perf_counter() - started
         groups = reward(replies, examples, task)
-        dropped = int((groups.rewards.std(1) == 0).sum())
+        dropped = int((~groups.used.any(1)).sum())
         for name in config.shapings:
             groups = SHAPINGS[name](groups)
         figures = {
@@ -140,14 +140,11 @@ def reward(replies: list[list[Reply]], examples: list[Example], task: Task) -> G
 
 def batch_of(prompts: list[list[int]], replies: list[list[Reply]], groups: Groups, device: torch.device) -> _Batch:
     rows = groups.used.nonzero().tolist()
-    tokens = torch.full((len(rows), max(len(replies[q][k].token_ids) for q, k in rows)), -100)
-    for row, (q, k) in enumerate(rows):
-        ids = replies[q][k].token_ids
-        tokens[row, : len(ids)] = torch.tensor(ids)
+    tokens = labels([replies[q][k].token_ids for q, k in rows], device)
     questions = sorted({q for q, _ in rows})
     row_of = torch.tensor([questions.index(q) for q, _ in rows])
     advantages = groups.advantages[groups.used]
-    return _Batch([prompts[q] for q in questions], row_of.to(device), tokens.to(device), advantages.to(device))
+    return _Batch([prompts[q] for q in questions], row_of.to(device), tokens, advantages.to(device))
 
 
 def learn(
@@ -173,7 +170,7 @@ def learn(
             log_probs = _log_probs(net, base, layout, micro, config)  # (R, Y)
             with torch.no_grad():
                 towards = _log_probs(reference, base, layout, micro, config)
-            old = log_probs.detach() if before is None else before[rows][:, : log_probs.shape[1]]
+            old = log_probs.detach() if before is None else before[rows]
             loss, kl, clipped = grpo_loss(log_probs, old, towards, micro.tokens != -100, micro.advantages, config)
             weight = len(micro.tokens) / len(batch.tokens)
             (loss * weight).backward()

@@ -51,14 +51,19 @@ class LayoutIds:
         return (*self.before_latents, *(self.placeholder,) * num_latents, *self.after_latents)
 
 
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `StageError` for a base that cannot render a conversation."""
+    if not tokenizer.chat_template:
+        raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
+
+
 def default_layout(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Layout:
     """The layout of a base with Qwen3's think tags, whether or not its chat template opens the first one.
 
     The placeholder is the base's own reserved token, else an id that has an embedding and no token, else a token that the
     tokenizer reserves. Raises `StageError` for a base without a chat template, think tags or a free id.
     """
-    if not tokenizer.chat_template:
-        raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
+    check_chat_template(tokenizer)
     vocabulary = tokenizer.get_vocab()
     if "</think>" not in vocabulary:
         raise StageError(

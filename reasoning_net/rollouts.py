@@ -53,6 +53,14 @@ class Rollouts(Protocol):
         ...
 
 
+def prepare_environment(model: str, kv_cache_gib: int = 1) -> None:
+    """What vLLM reads from the environment, before it is imported; what the user has set wins."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # our hooks are in the V1 runner
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+    if Path(model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
 def start(backend: Backend, base: FrozenBase, model: str, layout: LayoutIds, max_model_len: int | None = None) -> Rollouts:
     return VllmRollouts(model, layout, max_model_len) if backend == "vllm" else TransformersRollouts(base, layout)
 
@@ -62,10 +70,7 @@ class VllmRollouts:
 
     def __init__(self, model: str, layout: LayoutIds, max_model_len: int | None = None) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        if Path(model).is_dir():
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        prepare_environment(model)
         from vllm import LLM
 
         on_cuda = torch.cuda.is_available()

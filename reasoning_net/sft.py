@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from reasoning_net.config import Conditioner, ReasoningNetConfig
 from reasoning_net.errors import StageError
@@ -246,11 +247,13 @@ class Pools:
 
 def answer_ids(base: FrozenBase, replies: list[str]) -> Tensor:
     """Y with its end-of-turn token, (B, Y), −100 where there is none."""
-    rows = [[*base.tokenizer.encode(reply, add_special_tokens=False), int(base.tokenizer.eos_token_id)] for reply in replies]
-    ids = torch.full((len(rows), max(map(len, rows))), -100, device=base.device)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    return ids
+    end = int(base.tokenizer.eos_token_id)
+    return labels([[*base.tokenizer.encode(reply, add_special_tokens=False), end] for reply in replies], base.device)
+
+
+def labels(rows: list[list[int]], device: torch.device) -> Tensor:
+    """Rows of token ids as one tensor, −100 where a row has ended."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=-100).to(device)
 
 
 def milestone_loss(base: FrozenBase, latents: Tensor, milestones: list[tuple[str, ...]]) -> Tensor:

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +99,8 @@ def drop_steps(reasoning: str, rate: float, rng: random.Random) -> str:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error (0 for a single value)."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, 0.0
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.fmean(values), error
 
 
 def markdown(figures: dict[str, list[tuple[float, float, float]]]) -> str:

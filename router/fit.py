@@ -132,12 +132,12 @@ def main(config: FitConfig) -> dict[str, Any]:
         f"share answered in {cheap} mode": round(float((scores >= threshold).float().mean()), 4),
         "threshold": round(threshold, 4),
     }
-    fields = {
-        "probe": probe.config,
-        "thresholds": Thresholds(**{cheap: threshold}),
-        "scores": bundle.manifest.scores | {"router fit": report},
-    }
-    Bundle(bundle.directory, bundle.manifest.model_copy(update=fields)).save({"probe": probe})
+    bundle.update(
+        {"probe": probe},
+        probe=probe.config,
+        thresholds=Thresholds(**{cheap: threshold}),
+        scores=bundle.manifest.scores | {"router fit": report},
+    )
     return report
 
 

@@ -3,15 +3,12 @@
 import asyncio
 import json
 import math
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
-from reasoning_net.bundle import Bundle
+from reasoning_net.bundle import Bundle, checkpoint_directory
 from reasoning_net.errors import StageError
+from reasoning_net.rollouts import prepare_environment
 from server.engine.launch import parse_vllm_args, start_engine
-from server.launch import prepare_environment
 from server.metrics import Metrics
 from server.readiness import Readiness
 from server.settings import Settings
@@ -19,7 +16,7 @@ from server.settings import Settings
 
 def check_bundle(settings: Settings, bundle: Bundle) -> dict[str, Any]:
     """The parity with what training saw, and the needs; raises `StageError` when the engine sees something else."""
-    prepare_environment(settings)
+    prepare_environment(settings.model, settings.kv_cache_gib)
     flags = ["--dtype", "float32", "--enforce-eager"] if settings.device == "cpu" else []
     readiness = asyncio.run(_check(settings, bundle, flags))
     if not readiness.ready:
@@ -39,7 +36,7 @@ async def _check(settings: Settings, bundle: Bundle, flags: list[str]) -> Readin
 
 def needs(model: str, bundle: Bundle) -> dict[str, str]:
     """Memory in the dtype of the checkpoint, by what takes it."""
-    directory = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    directory = checkpoint_directory(model)
     config = json.loads((directory / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]

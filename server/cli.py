@@ -10,6 +10,7 @@ import httpx
 import typer
 from pydantic import ValidationError
 
+from reasoning_net.tasks import TaskSpec
 from router.policy import Mode
 from server import stages
 from server.settings import Settings
@@ -128,7 +129,7 @@ def evaluate(
 
     with stages.one_sentence(output):
         config = EvalConfig(
-            url, tuple(map(Arm.parse, modes.split(","))), stages.task_of(data, preset, columns, whole), n=n, seed=seed,
+            url, tuple(map(Arm.parse, modes.split(","))), TaskSpec(data, preset, columns, whole), n=n, seed=seed,
             seeds=seeds, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
             concurrency=concurrency, output=output, bundle=record,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import psutil
 
 from reasoning_net.bundle import BundleError
+from reasoning_net.rollouts import prepare_environment
 from server.settings import Settings
 
 
@@ -14,7 +15,7 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
     problem = _check_model(settings) or _check_memory(settings)
     if problem:
         return problem
-    prepare_environment(settings)
+    prepare_environment(settings.model, settings.kv_cache_gib)
     import uvloop
 
     from server.app import serve
@@ -38,14 +39,6 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
             "LATENTSERVE_KV_CACHE_GIB (CPU), --gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
         )
     return None
-
-
-def prepare_environment(settings: Settings) -> None:
-    """What vLLM reads from the environment, before it is imported; what the user has set wins."""
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # our hooks are in the V1 runner
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
-    if os.path.isdir(settings.model):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _check_model(settings: Settings) -> str | None:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from reasoning_net.config import Conditioner
+from reasoning_net.demo.questions import Split
+from reasoning_net.tasks import TaskSpec
 from server.settings import DEMO_MODEL, Settings
-
-if TYPE_CHECKING:
-    from reasoning_net.tasks import TaskSpec
 
 demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its questions, and how its model is made.")
 train = typer.Typer(no_args_is_help=True, help="Train a reasoning network: traces, SFT, GRPO, sweeps. Every stage resumes.")
@@ -59,13 +59,7 @@ def one_sentence(output: Path | None = None) -> Iterator[None]:
         raise
 
 
-def task_of(data: str, preset: str | None, columns: str, whole: bool) -> "TaskSpec":
-    from reasoning_net.tasks import TaskSpec
-
-    return TaskSpec(data, preset, columns, whole)
-
-
-def _device() -> str:
+def _device() -> Literal["cpu", "cuda"]:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,12 +72,9 @@ def questions(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
 ) -> None:
     """Print demo questions as JSON lines with the keys question, answer, steps, family."""
-    from reasoning_net.demo.questions import Split
     from reasoning_net.demo.questions import questions as stream
 
-    if split not in get_args(Split):
-        raise fail(f"--split must be one of {', '.join(get_args(Split))}, not {split!r}")
-    for question in itertools.islice(stream(seed, split), n):  # type: ignore[arg-type]
+    for question in itertools.islice(stream(seed, _one_of(split, "--split", get_args(Split))), n):
         typer.echo(question.public_json())
 
 
@@ -126,7 +117,7 @@ def traces(
         sampling = Sampling(max_tokens, temperature, top_p, seed=seed)
         counts = main(
             TracesConfig(
-                model, output, task_of(data, preset, columns, whole), split=split, n=n,  # type: ignore[arg-type]
+                model, output, TaskSpec(data, preset, columns, whole), split=_one_of(split, "--split", get_args(Split)), n=n,
                 sampling=sampling, layout=layout, device=_device(), seed=seed,
             )
         )  # fmt: skip
@@ -177,9 +168,9 @@ def sft(
     with one_sentence(output):
         main(
             SftConfig(
-                model, output, task_of(data, preset, columns, whole), layout=layout, steps=steps, batch_size=batch_size,
+                model, output, TaskSpec(data, preset, columns, whole), layout=layout, steps=steps, batch_size=batch_size,
                 accumulate=accumulate, num_latents=num_latents, max_latents=max_latents, nested_from=nested_from,
-                conditioner=_one_of(conditioner, "--conditioner", ("last", "all", "all+embeddings")), backbone=backbone,
+                conditioner=_one_of(conditioner, "--conditioner", get_args(Conditioner)), backbone=backbone,
                 hidden_size=hidden_size, num_layers=num_layers, milestone_weight=milestone_weight, average_decay=average_decay,
                 checkpointing=checkpointing, max_prompt_tokens=max_prompt_tokens, max_reply_tokens=max_reply_tokens,
                 save_every=save_every, seed=seed,
@@ -218,14 +209,14 @@ def grpo(
 ) -> None:
     """Stage 2: reinforce the latents whose answers are right (GRPO), rollouts on the vLLM engine."""
     from reasoning_net.grpo import GrpoConfig, main
-    from reasoning_net.rollouts import Sampling
+    from reasoning_net.rollouts import Backend, Sampling
 
     with one_sentence(output):
         config = GrpoConfig(
-            model, init, output, task_of(data, preset, columns, whole), steps=steps, questions=questions,
+            model, init, output, TaskSpec(data, preset, columns, whole), steps=steps, questions=questions,
             num_latents=num_latents, sampling=Sampling(max_tokens, temperature, top_p, rollouts), inner_steps=inner_steps,
             clip=clip, clip_high=clip_high, kl_weight=kl_weight, shapings=tuple(filter(None, shaping.split(","))),
-            backend=_one_of(backend, "--backend", ("vllm", "transformers")), seed=seed,
+            backend=_one_of(backend, "--backend", get_args(Backend)), seed=seed,
         )  # fmt: skip
         main(replace(config, optimizer=replace(config.optimizer, muon_lr=muon_lr, adamw_lr=adamw_lr)))
 
@@ -252,8 +243,8 @@ def sweep(
     from reasoning_net.sweep import SweepConfig, main
 
     with one_sentence(output):
-        task = task_of(data, preset, columns, whole)
-        names = tuple(_one_of(name, "--conditioners", ("last", "all", "all+embeddings")) for name in conditioners.split(","))
+        task = TaskSpec(data, preset, columns, whole)
+        names = tuple(_one_of(name, "--conditioners", get_args(Conditioner)) for name in conditioners.split(","))
         first = SftConfig(model, output, task, layout=layout, steps=steps, seed=seed)
         second = GrpoConfig(model, output, output, task, steps=grpo_steps, seed=seed) if grpo_steps else None
         typer.echo(main(SweepConfig(first, second, tuple(map(int, num_latents.split(","))), names, test_on)))
@@ -276,7 +267,7 @@ def trajectory(
     from reasoning_net.trajectory import TrajectoryConfig, main
 
     with one_sentence(output):
-        task = task_of(data, preset, columns, False)
+        task = TaskSpec(data, preset, columns, False)
         typer.echo(main(TrajectoryConfig(model, traces, output, task, n=n, seeds=seeds, max_tokens=max_tokens, layout=layout)))
 
 
@@ -299,7 +290,7 @@ def fit(
 
     with one_sentence(bundle):
         config = FitConfig(
-            model, bundle, task_of(data, preset, columns, whole), n=n, max_loss=max_loss, max_reply_tokens=max_reply_tokens,
+            model, bundle, TaskSpec(data, preset, columns, whole), n=n, max_loss=max_loss, max_reply_tokens=max_reply_tokens,
             max_thinking_tokens=max_thinking_tokens, seed=seed,
         )  # fmt: skip
         typer.echo(json.dumps(main(config), indent=2))
@@ -332,7 +323,7 @@ def bundle(
         if check:
             from server.check import check_bundle
 
-            settings = Settings(model=model, bundle=str(output), device="cuda" if _device() == "cuda" else "cpu")
+            settings = Settings(model=model, bundle=str(output), device=_device())
             report |= check_bundle(settings, packed)
         typer.echo(json.dumps(report, indent=2))
 

@@ -27,7 +27,7 @@ def packed(tiny_base: Path, tmp_path: Path) -> Bundle:
 def with_probe(bundle: Bundle) -> Bundle:
     """As `router fit` leaves it."""
     probe = Probe(ProbeConfig(base_hidden_size=64))
-    Bundle(bundle.directory, bundle.manifest.model_copy(update={"probe": probe.config})).save({"probe": probe})
+    bundle.update({"probe": probe}, probe=probe.config)
     return Bundle.load(bundle.directory)
 
 
