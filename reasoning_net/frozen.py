@@ -4,6 +4,7 @@ Any causal LM that transformers loads. Shapes: B batch, T prompt tokens, P prefi
 tokens, d hidden size, V vocabulary, K copies (samples of one question).
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,13 @@ class Prompt:
     """None where activations are recomputed instead of kept: the answer then reads the prompt once more."""
 
     def rows(self, index: Tensor) -> "Prompt":
-        """The prompts of these rows (R,), any of them as often as wanted. The cache changes in place."""
+        """The prompts of these rows (R,), any of them as often as wanted, with a cache of their own."""
+        cache = None
         if self.cache is not None:
-            self.cache.batch_select_indices(index)
-        return Prompt(self.hidden_states[index], self.embeddings[index], self.mask[index], self.cache)
+            cache = copy.copy(self.cache)
+            cache.layers = [copy.copy(layer) for layer in cache.layers]  # what is selected or appended is a new tensor
+            cache.batch_select_indices(index)
+        return Prompt(self.hidden_states[index], self.embeddings[index], self.mask[index], cache)
 
 
 class FrozenBase:

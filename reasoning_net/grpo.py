@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from reasoning_net.errors import StageError
-from reasoning_net.frozen import FrozenBase
+from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
-from reasoning_net.rollouts import Backend, Reply, Sampling, greedy_accuracy, latent_replies, start
+from reasoning_net.precision import autocast, compute_dtype
+from reasoning_net.rollouts import Backend, Reply, Sampling, greedy_accuracy, start, think
 from reasoning_net.sft import labels, load_net, save
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -51,6 +52,7 @@ class GrpoConfig:
     clip_high: float | None = None
     """Upper clip where it differs (clip-higher, as in DAPO)."""
     kl_weight: float = 2e-3
+    """0: no reference is computed, a fifth faster."""
     shapings: tuple[str, ...] = ()
     backend: Backend = "vllm"
     evaluate_every: int = 25
@@ -68,7 +70,8 @@ class GrpoConfig:
 class _Batch:
     """What one step learns from. Rows are the used rollouts only."""
 
-    prompts: list[list[int]]
+    prompt: Prompt
+    """Of the questions with a used rollout, read once."""
     row_of: Tensor  # (R,) question of each rollout
     tokens: Tensor  # (R, Y), −100 where there is none
     advantages: Tensor  # (R,)
@@ -81,14 +84,14 @@ def main(config: GrpoConfig) -> None:
         raise StageError(f"There is no shaping {', '.join(sorted(unknown))}. There are: {', '.join(SHAPINGS)}.")
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = config.task.load()
     net, layout = load_net(config.init)
-    base = FrozenBase(config.model, device)
+    base = FrozenBase(config.model, device, compute_dtype(device))
     ids = layout.token_ids(base.tokenizer)
     rollouts = start(config.backend, base, config.model, ids)
-    reference = copy.deepcopy(net).requires_grad_(False).to(device)
     net = net.to(device)
+    reference = copy.deepcopy(net).requires_grad_(False) if config.kl_weight else None
     optimizer = Optimizer(net, config.optimizer, config.steps)
     run = Run(config.output / "run", net, optimizer, config.steps, "grpo")
     validation = list(itertools.islice(task.examples(config.seed, "validation"), config.evaluate_on))
@@ -104,9 +107,12 @@ def main(config: GrpoConfig) -> None:
         graded = (example for example in task.examples(rng.getrandbits(32), "train") if example.answer)
         examples = list(itertools.islice(graded, config.questions))
         prompts = [base.prompt_ids(example.messages) for example in examples]
-        started = time.perf_counter()
+        prompt = base.read(prompts)
+        with torch.no_grad():
+            latents = think(net, prompt, config.num_latents)
         sampling = replace(config.sampling, seed=config.seed * 100_003 + step)
-        replies = latent_replies(net, base, rollouts, prompts, config.num_latents, sampling)
+        started = time.perf_counter()
+        replies = rollouts.from_latents(prompts, latents, sampling)
         seconds = time.perf_counter() - started
         groups = reward(replies, examples, task)
         dropped = int((~groups.used.any(1)).sum())
@@ -119,9 +125,7 @@ def main(config: GrpoConfig) -> None:
             "rollouts a second": groups.rewards.numel() / seconds,
         }
         if bool(groups.used.any()):
-            figures |= learn(
-                net, reference, base, ids, optimizer, batch_of(prompts, replies, groups, base.device), config, step
-            )
+            figures |= learn(net, reference, base, ids, optimizer, batch_of(prompt, replies, groups), config, step)
         run.report(step, figures, every=1)
         if (step + 1) % 10 == 0:
             save(net, layout, config.output)
@@ -138,18 +142,18 @@ def reward(replies: list[list[Reply]], examples: list[Example], task: Task) -> G
     return group_advantages(torch.tensor(rewards), [[task.final_answer(reply.text) for reply in group] for group, _ in pairs])
 
 
-def batch_of(prompts: list[list[int]], replies: list[list[Reply]], groups: Groups, device: torch.device) -> _Batch:
-    rows = groups.used.nonzero().tolist()
-    tokens = labels([replies[q][k].token_ids for q, k in rows], device)
-    questions = sorted({q for q, _ in rows})
-    row_of = torch.tensor([questions.index(q) for q, _ in rows])
+def batch_of(prompt: Prompt, replies: list[list[Reply]], groups: Groups) -> _Batch:
+    device = prompt.mask.device
+    rows = groups.used.nonzero()
+    questions, row_of = rows[:, 0].unique(return_inverse=True)
+    tokens = labels([replies[q][k].token_ids for q, k in rows.tolist()], device)
     advantages = groups.advantages[groups.used]
-    return _Batch([prompts[q] for q in questions], row_of.to(device), tokens, advantages.to(device))
+    return _Batch(prompt.rows(questions.to(device)), row_of.to(device), tokens, advantages.to(device))
 
 
 def learn(
     net: ReasoningNet,
-    reference: ReasoningNet,
+    reference: ReasoningNet | None,
     base: FrozenBase,
     layout: LayoutIds,
     optimizer: Optimizer,
@@ -162,14 +166,12 @@ def learn(
         before = _log_probs(net, base, layout, batch, config) if config.inner_steps > 1 else None
     figures = {"kl": 0.0, "clipped": 0.0}
     for _ in range(config.inner_steps):
-        for part in torch.arange(len(batch.prompts)).split(config.micro_batch):
-            rows = torch.isin(batch.row_of, part.to(batch.row_of.device))
-            micro = _Batch(
-                [batch.prompts[q] for q in part], batch.row_of[rows] - int(part[0]), batch.tokens[rows], batch.advantages[rows]
-            )
+        for part in torch.arange(len(batch.prompt.mask), device=base.device).split(config.micro_batch):
+            rows = torch.isin(batch.row_of, part)
+            micro = _Batch(batch.prompt.rows(part), batch.row_of[rows] - part[0], batch.tokens[rows], batch.advantages[rows])
             log_probs = _log_probs(net, base, layout, micro, config)  # (R, Y)
             with torch.no_grad():
-                towards = _log_probs(reference, base, layout, micro, config)
+                towards = _log_probs(reference, base, layout, micro, config) if reference else log_probs.detach()
             old = log_probs.detach() if before is None else before[rows]
             loss, kl, clipped = grpo_loss(log_probs, old, towards, micro.tokens != -100, micro.advantages, config)
             weight = len(micro.tokens) / len(batch.tokens)
@@ -200,10 +202,10 @@ def grpo_loss(
 
 def _log_probs(net: ReasoningNet, base: FrozenBase, layout: LayoutIds, batch: _Batch, config: GrpoConfig) -> Tensor:
     """log P(y_t | X, z, y_<t) at the sampling temperature, (R, Y); 0 where there is no token."""
-    prompt = base.read(batch.prompts)
-    latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, config.num_latents)
-    prefix = base.prefix(layout, latents[batch.row_of])
-    logits = base.answer_logits(prompt.rows(batch.row_of), prefix, batch.tokens.clamp(min=0))
+    latents = think(net, batch.prompt, config.num_latents)
+    with autocast(base.device):
+        prefix = base.prefix(layout, latents[batch.row_of])
+        logits = base.answer_logits(batch.prompt.rows(batch.row_of), prefix, batch.tokens.clamp(min=0))
     chosen = (logits.float() / (config.sampling.temperature or 1.0)).log_softmax(-1)
     values = chosen.gather(-1, batch.tokens.clamp(min=0)[..., None])[..., 0]
     return values.masked_fill(batch.tokens == -100, 0.0)

@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from reasoning_net.frozen import FrozenBase
+from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
+from reasoning_net.precision import autocast
 from reasoning_net.tasks import Example, Task
 
 Backend = Literal["vllm", "transformers"]
@@ -57,6 +58,10 @@ def prepare_environment(model: str, kv_cache_gib: int = 1) -> None:
     """What vLLM reads from the environment, before it is imported; what the user has set wins."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # our hooks are in the V1 runner
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+    if not torch.cuda.is_available():
+        # The scheduler computes, as on one GPU. Else vLLM gives the worker a process of its own, on all cores but one: there
+        # the scheduler waits for it in a busy loop.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -71,9 +76,9 @@ class VllmRollouts:
     def __init__(self, model: str, layout: LayoutIds, max_model_len: int | None = None) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         prepare_environment(model)
+        on_cuda = torch.cuda.is_available()
         from vllm import LLM
 
-        on_cuda = torch.cuda.is_available()
         # On a GPU the network that is trained needs room beside the engine.
         options: dict[str, Any] = (
             {"gpu_memory_utilization": 0.45}
@@ -159,14 +164,18 @@ class TransformersRollouts:
         return [replies[at : at + sampling.copies] for at in range(0, len(replies), sampling.copies)]
 
 
+def think(net: ReasoningNet, prompt: Prompt, num_latents: int) -> Tensor:
+    """The latents z (B, N, d) of the questions that the base has read."""
+    with autocast(prompt.mask.device):
+        return net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
+
+
 @torch.no_grad()
 def latent_replies(
     net: ReasoningNet, base: FrozenBase, rollouts: Rollouts, prompts: list[list[int]], num_latents: int, sampling: Sampling
 ) -> list[list[Reply]]:
     """Replies after the latents that the network computes for each question."""
-    prompt = base.read(prompts)
-    latents = net(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
-    return rollouts.from_latents(prompts, latents, sampling)
+    return rollouts.from_latents(prompts, think(net, base.read(prompts), num_latents), sampling)
 
 
 def greedy_accuracy(

@@ -29,6 +29,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
+from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.tasks import Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, compiled
 
@@ -141,7 +142,7 @@ def main(config: SftConfig) -> None:
     accelerator = Accelerator()
     rank, device = accelerator.process_index, accelerator.device
     task = config.task.load()
-    base = FrozenBase(config.model, device, torch.bfloat16, checkpointing=config.checkpointing)
+    base = FrozenBase(config.model, device, compute_dtype(device), checkpointing=config.checkpointing)
     layout = base.layout(config.layout)
     ids = layout.token_ids(base.tokenizer)
     net = ReasoningNet(network_config(config, base.hidden_size), embedding_rms(base.embed.weight)).to(device)
@@ -169,7 +170,7 @@ def main(config: SftConfig) -> None:
                 num_latents = rng.choice(nested_sizes)
             # A larger budget gets a smaller batch, so that every step costs about the same.
             batch = batch[: max(8, len(batch) * 2 * most // (most + num_latents))]
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast(device):
                 prompt = base.read([sample.prompt_ids for sample in batch])
                 latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
                 answers = answer_ids(base, [sample.example.reply for sample in batch])

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from reasoning_net.errors import StageError
+from reasoning_net.muon import Muon
 from reasoning_net.plots import plot_curves
 
 _MAX_BAD_STEPS = 20
@@ -45,7 +46,7 @@ class Optimizer:
         ids = {id(p) for p in matrices}
         rest = [p for p in self._params if id(p) not in ids]
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="original"),
+            Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
             torch.optim.AdamW(rest, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self._peaks = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from reasoning_net.demo.conversations import conversation
 from reasoning_net.demo.questions import MAX_STEPS
 from reasoning_net.demo.tokenizer import train_tokenizer
+from reasoning_net.precision import autocast
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, compiled
 
 # The pieces of an answer are tokenised one by one, as the server does (reasoning_net/layout.py).
@@ -128,7 +129,7 @@ def main(config: BaseConfig) -> None:
         batches = batches or _batches(config.seed, step, tokenizer, config)
         ids, labels, weights = next(batches)
         targets, chosen = labels[:, 1:], labels[:, 1:] != -100
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(model.device):
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[:, :-1][chosen])
         nll = cross_entropy(logits.float(), targets[chosen], reduction="none")

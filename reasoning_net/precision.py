@@ -1,0 +1,14 @@
+"""In what the networks compute."""
+
+import torch
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16; float32 on CPUs without instructions for bf16, where it is thirty times slower."""
+    slow = device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
+    return torch.float32 if slow else torch.bfloat16
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Autocast to `compute_dtype`; does nothing where that is float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) is torch.bfloat16)
