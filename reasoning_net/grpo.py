@@ -120,13 +120,12 @@ def main(config: GrpoConfig) -> None:
             groups = SHAPINGS[name](groups)
         figures = {
             "reward": float(groups.rewards.mean()),
-            "accuracy": run.extra.get("accuracy", 0.0),
             "groups without variance": float(dropped),
             "rollouts a second": groups.rewards.numel() / seconds,
         }
         if bool(groups.used.any()):
             figures |= learn(net, reference, base, ids, optimizer, batch_of(prompt, replies, groups), config, step)
-        run.report(step, figures, every=1)
+        run.report(step, figures, run.extra, every=1)
         if (step + 1) % 10 == 0:
             save(net, layout, config.output)
     save(net, layout, config.output)

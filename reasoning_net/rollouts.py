@@ -121,7 +121,7 @@ class VllmRollouts:
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=None if sampling.seed is None else sampling.seed * 1_000_003 + index,
+                seed=None if sampling.seed is None else sampling.seed * 1_000_003 + index * sampling.copies,
                 skip_special_tokens=False,
             )
             for index in range(len(requests))

@@ -184,7 +184,7 @@ def main(config: SftConfig) -> None:
         if average is not None:
             average.update_parameters(net)
         run.extra = {"curriculum": curriculum.state_dict()}
-        run.report(step, {"nll": float(nll.detach().mean()), "hints": float(hints.detach()), "level": curriculum.open})
+        run.report(step, {"nll": float(nll.detach().mean()), "hints": float(hints.detach())}, {"level": curriculum.open})
         if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
             save(trained, layout, config.output)
     if accelerator.is_main_process:

@@ -156,12 +156,12 @@ class Run:
                 if self._is_main and ((step + 1) % save_every == 0 or step + 1 == self._total_steps):
                     self._save(step + 1)
 
-    def report(self, step: int, values: dict[str, float], every: int = 20) -> None:
-        """Show and log smoothed figures."""
+    def report(self, step: int, values: dict[str, float], exact: dict[str, float] | None = None, *, every: int = 20) -> None:
+        """Show and log figures: `values` smoothed over some twenty steps, `exact` as they are."""
         for name, value in values.items():
             self._recent[name] = value if name not in self._recent else 0.95 * self._recent[name] + 0.05 * value
         if self._is_main and (step + 1) % every == 0:
-            figures = {name: round(value, 4) for name, value in self._recent.items()}
+            figures = {name: round(value, 4) for name, value in (self._recent | (exact or {})).items()}
             self._bar.set_postfix(figures, refresh=False)
             record = {"step": step + 1, "seconds": round(time.monotonic() - self._started, 1), **figures}
             with self._log.open("a") as log:

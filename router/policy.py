@@ -35,6 +35,8 @@ class Scores:
     direct: float | None = None
     latent: float | None = None
     explicit: float | None = None
+    tokens: float | None = None
+    """Expected tokens of an explicit answer, thinking included."""
     entropy: float | None = None
     """Of the first token of a direct answer, in nats; for bundles without a probe (GlimpRouter's signal)."""
 

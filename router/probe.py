@@ -1,9 +1,9 @@
-"""The difficulty probe: from the hidden states of the question to P(correct) in each mode.
+"""The difficulty probe: from the hidden states of the question to P(correct) in each mode, and to the length of the chain.
 
-A two-layer ReLU MLP, as in DiffAdapt (ICLR 2026); a linear head loses three points there. It reads
-the same states that feed the reasoning network, in the same engine step.
+A two-layer ReLU MLP, as in DiffAdapt (ICLR 2026), or linear heads, which lose three points there. It reads the same
+states that feed the reasoning network, in the same engine step.
 
-Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A answers' modes (targets).
+Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A targets.
 """
 
 from typing import Literal
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 Feature = Literal["last", "mean", "latents"]
+Target = Literal["direct", "latent", "explicit", "tokens"]
+"""P(correct) in a mode, or the expected number of tokens of explicit thinking, answer included."""
 
 
 class ProbeConfig(BaseModel):
@@ -21,30 +23,43 @@ class ProbeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_hidden_size: int = Field(gt=0)
-    hidden_size: int = Field(128, gt=0)
+    hidden_size: int = Field(128, ge=0, description="Of the MLP; 0: linear heads.")
     features: tuple[Feature, ...] = ("last", "mean")
-    targets: tuple[Literal["direct", "latent", "explicit"], ...] = ("direct", "latent", "explicit")
+    targets: tuple[Target, ...] = ("direct", "latent", "explicit", "tokens")
 
 
 class Probe(nn.Module):
-    """P(correct | mode) for each target."""
+    """One output per target."""
 
     mean: Tensor
     std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.base_hidden_size * len(config.features)
+        size, targets = config.base_hidden_size * len(config.features), len(config.targets)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
-        self.layers = nn.Sequential(
-            nn.Linear(size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, len(config.targets))
-        )
+        # Of the outputs: 1 / temperature of a calibrated probability; what standardised the logarithm of the tokens.
+        self.register_buffer("scale", torch.ones(targets))
+        self.register_buffer("shift", torch.zeros(targets))
+        if config.hidden_size:
+            hidden = config.hidden_size
+            self.layers = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, targets))
+        else:
+            self.layers = nn.Sequential(nn.Linear(size, targets))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, A) from features (B, F)."""
+        """Raw outputs (B, A) from features (B, F): logits, and the standardised logarithm of the tokens."""
         return self.layers((features - self.mean) / self.std)
+
+    def scores(self, features: Tensor) -> dict[Target, Tensor]:
+        """Per target (B,): calibrated P(correct), expected tokens."""
+        outputs = self(features) * self.scale + self.shift
+        columns = zip(self.config.targets, outputs.unbind(1), strict=True)
+        return {target: column.exp() if target == "tokens" else column.sigmoid() for target, column in columns}
 
     def features(self, hidden_states: Tensor, mask: Tensor, latents: Tensor | None) -> Tensor:
         """Features (B, F) from H_X (B, T, d) padded on the left, its mask (B, T), and z (B, N, d) where there is a network."""

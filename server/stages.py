@@ -32,6 +32,7 @@ Preset = Annotated[
 Columns = Annotated[str, typer.Option(help="question=…,answer=…,reply=…,family=…,level=… where no preset fits.")]
 Whole = Annotated[bool, typer.Option(help="Use every row, instead of the 80/10/10 split by the hash of the question.")]
 LayoutFile = Annotated[Path | None, typer.Option(help="Prompt layout as JSON, where it does not follow from the base.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass.")]
 Seed = Annotated[int, typer.Option(help="Seed of the data and the weights.")]
 
 
@@ -105,7 +106,7 @@ def traces(
     n: Annotated[int, typer.Option(help="Questions.")] = 1000,
     max_tokens: Annotated[int, typer.Option(help="Limit on thinking and answer.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_p: TopP = 1.0,
     layout: LayoutFile = None,
     seed: Seed = 0,
 ) -> None:
@@ -196,7 +197,7 @@ def grpo(
     num_latents: Annotated[int, typer.Option(help="Latents per question.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Limit on a rollout. The paper: 2048.")] = 24,
     temperature: Annotated[float, typer.Option(help="Of the rollouts.")] = 0.6,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+    top_p: TopP = 0.95,
     inner_steps: Annotated[int, typer.Option(min=1, help="Updates per batch of rollouts.")] = 1,
     clip: Annotated[float, typer.Option(help="ε of the clipped ratio.")] = 0.2,
     clip_high: Annotated[float | None, typer.Option(help="Upper ε where it differs (clip-higher).")] = None,
@@ -280,6 +281,11 @@ def fit(
     columns: Columns = "",
     whole: Whole = False,
     n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 8000,
+    explicit_questions: Annotated[int, typer.Option(help="As many of them are answered explicitly as well.")] = 2000,
+    samples: Annotated[int, typer.Option(help="Direct and latent answers per question.")] = 4,
+    temperature: Annotated[float, typer.Option(help="Of the answers; 0: one greedy answer each.")] = 0.6,
+    top_p: TopP = 0.95,
+    hidden_size: Annotated[int, typer.Option(help="Of the probe; 0: linear heads.")] = 128,
     max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.02,
     max_reply_tokens: Annotated[int, typer.Option(help="Limit on an answer without thinking.")] = 24,
     max_thinking_tokens: Annotated[int, typer.Option(help="Limit on thinking and answer.")] = 1024,
@@ -290,8 +296,9 @@ def fit(
 
     with one_sentence(bundle):
         config = FitConfig(
-            model, bundle, TaskSpec(data, preset, columns, whole), n=n, max_loss=max_loss, max_reply_tokens=max_reply_tokens,
-            max_thinking_tokens=max_thinking_tokens, seed=seed,
+            model, bundle, TaskSpec(data, preset, columns, whole), n=n, explicit_questions=explicit_questions, samples=samples,
+            temperature=temperature, top_p=top_p, hidden_size=hidden_size, max_loss=max_loss,
+            max_reply_tokens=max_reply_tokens, max_thinking_tokens=max_thinking_tokens, seed=seed,
         )  # fmt: skip
         typer.echo(json.dumps(main(config), indent=2))
 

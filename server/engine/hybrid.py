@@ -244,7 +244,7 @@ class HybridEngine(AsyncLLM):
             return Verdict(True, 0.0), Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf))
         verdict = Verdict.of(values)
         route.network_seconds = verdict.network_seconds
-        return verdict, Scores(verdict.direct, verdict.latent, verdict.explicit)
+        return verdict, Scores(verdict.direct, verdict.latent, verdict.explicit, verdict.tokens)
 
     def _read_params(self, role: Role, logprobs: int = Verdict.NUM_VALUES) -> SamplingParams:
         skip = True if self.hybrid.reads_all_positions or role.keep_states else None

@@ -43,16 +43,17 @@ class Verdict:
     direct: float | None = None
     latent: float | None = None
     explicit: float | None = None
+    tokens: float | None = None
 
-    NUM_VALUES = 5
+    NUM_VALUES = 6
 
     def values(self) -> list[float]:
-        scores = (self.direct, self.latent, self.explicit)
+        scores = (self.direct, self.latent, self.explicit, self.tokens)
         return [float(self.latents_are_finite), self.network_seconds, *(_ABSENT if s is None else s for s in scores)]
 
     @classmethod
     def of(cls, values: list[float]) -> "Verdict":
-        scores = (None if value == _ABSENT else value for value in values[2:5])
+        scores = (None if value == _ABSENT else value for value in values[2:6])
         return cls(bool(values[0]), values[1], *scores)
 
 

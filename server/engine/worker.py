@@ -248,8 +248,8 @@ class LatentOverlay:
         if self._probe is None or (z is None and "latents" in self._probe.config.features):
             return [{}] * len(hidden_states)
         features = self._probe.features(hidden_states.float(), mask, None if z is None else z.float())
-        probabilities = self._probe(features).sigmoid().tolist()
-        return [dict(zip(self._probe.config.targets, row, strict=True)) for row in probabilities]
+        scores = {target: values.tolist() for target, values in self._probe.scores(features).items()}
+        return [{str(target): values[row] for target, values in scores.items()} for row in range(len(features))]
 
     def _report(self, output: "SamplerOutput") -> None:
         """Verdicts into the log-probabilities of their rows; the reserved token where latents were lost."""
