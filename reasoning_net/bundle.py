@@ -26,7 +26,7 @@ from reasoning_net.model import ReasoningNet
 from router.policy import Thresholds
 from router.probe import Probe, ProbeConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 M = TypeVar("M", bound=torch.nn.Module)
 
 

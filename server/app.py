@@ -4,6 +4,7 @@ import asyncio
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -21,7 +22,7 @@ from server.settings import Settings
 
 
 async def create_app(
-    engine: HybridEngine, args: Namespace, settings: Settings, readiness: Readiness, metrics: Metrics
+    engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics
 ) -> FastAPI:
     """vLLM's application, and around its generating endpoints ours."""
     app = await build_vllm_app(engine, args)
@@ -38,7 +39,23 @@ async def create_app(
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     readiness.mount(app)
+    mount_router(app, engine, bundle)
     return app
+
+
+def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None) -> None:
+    """`GET /v1/router`: what decides, and what was measured when it was fitted."""
+    hybrid, manifest = engine.hybrid, bundle.manifest if bundle else None
+
+    @app.get("/v1/router")
+    async def router() -> dict[str, Any]:
+        return {
+            "signal": "probe" if hybrid.has_probe else "first-token entropy",
+            "thresholds": hybrid.thresholds.model_dump(exclude_none=True),
+            "bundle": bundle.fingerprint() if bundle else None,
+            "probe": manifest.probe.model_dump() if manifest and manifest.probe else None,
+            "measured": manifest.scores.get("router fit") if manifest else None,
+        }
 
 
 def available_modes(bundle: Bundle | None) -> list[Mode]:
@@ -58,7 +75,7 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
     address, sock = setup_server(args, reuse_port=False)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics) as engine:
-        app = await create_app(engine, args, settings, readiness, metrics)
+        app = await create_app(engine, args, settings, bundle, readiness, metrics)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, modes))
         warm_up.add_done_callback(
             lambda done: None if done.cancelled() else print(_welcome(address, args, readiness), flush=True)

@@ -10,8 +10,10 @@ fields that would change it are taken out of the body.
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,6 +28,7 @@ from server.route import Route, current_route
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
 _CHAT_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
 _PATHS = (*_CHAT_PATHS, "/v1/completions")
+_ROUTE_PATH = "/v1/route"
 _EFFORT = {
     "none": Mode.DIRECT,
     "minimal": Mode.LATENT,
@@ -35,6 +38,7 @@ _EFFORT = {
     "xhigh": Mode.EXPLICIT,
     "max": Mode.EXPLICIT,
 }
+_OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "prompt_logprobs", "response_format")
 _THINKING = {True: Mode.EXPLICIT, False: Mode.DIRECT, None: None}
 Body = dict[str, Any]
 
@@ -55,8 +59,11 @@ class ReasoningModes:
         self._abort, self._reasoning_content = abort, reasoning_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (*_PATHS, _ROUTE_PATH):
             return await self._app(scope, receive, send)
+        only_route = scope["path"] == _ROUTE_PATH
+        if only_route:  # a chat completion up to the decision
+            scope = dict(scope, path=_CHAT_PATHS[0], raw_path=_CHAT_PATHS[0].encode())
         started = time.perf_counter()
         raw = await _read_body(receive)
         if raw is None:
@@ -69,6 +76,9 @@ class ReasoningModes:
         except ValueError:
             route = None  # not JSON: vLLM's error says so
         else:
+            if only_route and route:
+                route.only_route = True
+                body = {name: value for name, value in body.items() if name not in _OF_THE_ANSWER}
             raw = json.dumps(body).encode()
         scope = dict(scope, headers=[(k, v) for k, v in scope["headers"] if k != b"content-length"])
         scope["headers"].append((b"content-length", str(len(raw)).encode()))
@@ -79,8 +89,9 @@ class ReasoningModes:
             await self._app(scope, client.receive, _RouteWriter(send, route, self._reasoning_content) if route else send)
         finally:
             current_route.reset(token)
-            if route and leaving:
+            if leaving:
                 leaving.cancel()
+            if route and not only_route:
                 self._metrics.answered(route, time.perf_counter() - started)
 
     async def _abort_when_left(self, client: "_Client", route: Route) -> None:
@@ -200,9 +211,17 @@ class _RouteWriter:
             content = json.loads(body)
         except ValueError:
             return body
-        if self._reasoning_content:
+        if self._route.only_route:
+            content = self._decision(content)
+        elif self._reasoning_content:
             repeat_reasoning(content)
         return json.dumps(self._completed(content), ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _decision(self, content: Body) -> Body:
+        """The response of `/v1/route`."""
+        scores = asdict(self._route.scores) if self._route.scores else {}
+        known = {name: round(value, 4) if math.isfinite(value) else None for name, value in scores.items() if value is not None}
+        return {"model": content["model"], "scores": known, "prompt_tokens": content["usage"]["prompt_tokens"]}
 
     def _event(self, event: bytes) -> bytes:
         """The event with the route in it, if it is one that ends a choice or carries the usage."""

@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.policy import Mode
+from router.policy import Mode, Scores
 
 
 @dataclass(slots=True)
@@ -16,6 +16,10 @@ class Route:
     """Latents that the client asked for; None: the server's default."""
     mode: Mode | None = None
     """None until the engine has decided."""
+    only_route: bool = False
+    """Read and decide, and generate nothing (`/v1/route`)."""
+    scores: Scores | None = None
+    """What step 1 found out; None where there was none."""
     score: float | None = None
     threshold: float | None = None
     reason: str = ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.exceptions import GenerationError, VLLMValidationError
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from reasoning_net.bundle import Bundle
@@ -64,6 +64,12 @@ class _Request:
 
     def prompt_with(self, suffix: tuple[int, ...]) -> dict[str, Any]:
         return self.prompt | {"prompt_token_ids": [*self.token_ids, *suffix]}
+
+
+def _nothing(request: _Request) -> RequestOutput:
+    """The answer to a request that was only to be routed."""
+    empty = CompletionOutput(0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="stop")
+    return RequestOutput(request.request_id, None, request.token_ids, None, [empty], finished=True)
 
 
 class HybridEngine(AsyncLLM):
@@ -127,7 +133,7 @@ class HybridEngine(AsyncLLM):
     async def _routed(self, request: "_Request") -> AsyncGenerator[RequestOutput, None]:
         """Read, decide, answer."""
         route = request.route
-        if route.requested not in (Mode.LATENT, Mode.AUTO):
+        if route.requested not in (Mode.LATENT, Mode.AUTO) and not route.only_route:
             self._settle(route, Decision(route.requested, None, None, "requested"))
             async with aclosing(self._answer(request)) as outputs:
                 async for output in outputs:
@@ -137,9 +143,14 @@ class HybridEngine(AsyncLLM):
         await self._latent_permits.acquire()
         holds_permit = True
         try:
-            verdict, scores = await self._read(request)
-            decision = decide(route.requested, scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent)
+            verdict, route.scores = await self._read(request)
+            decision = decide(
+                route.requested, route.scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent
+            )
             self._settle(route, self._safe(decision, verdict))
+            if route.only_route:
+                yield _nothing(request)
+                return
             if route.mode is not Mode.LATENT:  # a long answer that needs no latents keeps nobody waiting
                 self._latent_permits.release()
                 holds_permit = False

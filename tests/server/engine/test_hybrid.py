@@ -18,6 +18,7 @@ from vllm.exceptions import GenerationError, VLLMValidationError
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
 from server.engine.hybrid import HybridEngine
 from server.metrics import Metrics
@@ -35,7 +36,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture(scope="session")
 async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIterator[HybridEngine]:
-    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    prepare_environment(str(DEMO_MODEL))
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     args = AsyncEngineArgs(
         str(DEMO_MODEL),
         dtype="float32",
