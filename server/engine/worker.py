@@ -262,7 +262,9 @@ class LatentOverlay:
             assert output.logprobs_tensors is not None, "a `read` request asks for log-probabilities"
             values = torch.tensor(verdict.values(), device=output.logprobs_tensors.logprobs.device)
             output.logprobs_tensors.logprobs[index, : len(values)] = values
-            output.logprobs_tensors.logprob_token_ids[index, : len(values)] = torch.arange(len(values), dtype=torch.int32)
+            # Ids of their own for the whole row: by id they become a dict, in which a real token would replace a value.
+            ids = output.logprobs_tensors.logprob_token_ids
+            ids[index] = torch.arange(ids.shape[1], dtype=ids.dtype, device=ids.device)
         self._verdicts.clear()
         self._lost.clear()
 

@@ -151,6 +151,22 @@ async def test_reads_are_batched_per_engine_step(engine: HybridEngine, prompts: 
     assert after["steps_with_reads"] - before["steps_with_reads"] < len(short) / 2
 
 
+async def test_scores_equal_transformers(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase, bundle: Bundle
+) -> None:
+    probe, net = bundle.probe(), bundle.reasoning_net()
+    routed = await asyncio.gather(
+        *(generate(engine, token_ids, Mode.AUTO, f"scored-{i}", max_tokens=1) for i, token_ids in enumerate(prompts))
+    )
+    for token_ids, (route, _) in zip(prompts, routed, strict=True):
+        prompt = base.read([token_ids])
+        with torch.no_grad():
+            z = net(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)
+            expected = probe.scores(probe.features(prompt.hidden_states, prompt.mask, z))
+        for target, value in expected.items():
+            assert getattr(route.scores, target) == pytest.approx(float(value), rel=0.05, abs=0.02), target
+
+
 async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: list[list[int]]) -> None:
     await asyncio.gather(*(generate(engine, prompts[i], Mode.AUTO, f"kept-{i}", n=1) for i in range(8)))
     leaving = [
