@@ -189,6 +189,7 @@ def main(config: SftConfig) -> None:
             save(trained, layout, config.output)
     if accelerator.is_main_process:
         save(trained, layout, config.output)
+    accelerator.wait_for_everyone()  # a process that leaves early can leave the others waiting for it
     accelerator.end_training()
 
 
