@@ -301,11 +301,16 @@ def brier(scores: Tensor, labels: Tensor) -> float:
     return float((labels * (1 - scores) ** 2 + (1 - labels) * scores**2).mean())
 
 
+def _bins(scores: Tensor) -> Tensor:
+    """Which tenth of [0, 1] each score is in."""
+    return (scores * _BINS).long().clamp(0, _BINS - 1)
+
+
 def reliability(scores: Tensor, labels: Tensor) -> list[tuple[float, float, float]]:
     """(mean prediction, share of right answers, its standard error) in each tenth of [0, 1] that holds predictions."""
     known = ~labels.isnan()
     scores, labels = scores[known], labels[known]
-    bins = (scores * _BINS).long().clamp(0, _BINS - 1)
+    bins = _bins(scores)
     points = []
     for index in bins.unique().tolist():
         share = float(labels[bins == index].mean())
@@ -316,5 +321,5 @@ def reliability(scores: Tensor, labels: Tensor) -> list[tuple[float, float, floa
 
 def calibration_error(scores: Tensor, labels: Tensor) -> float:
     """Expected calibration error over ten bins of equal width."""
-    bins = (scores * _BINS).long().clamp(0, _BINS - 1)
+    bins = _bins(scores)
     return sum(abs(float((scores - labels)[bins == index].sum())) for index in bins.unique()) / len(scores)

@@ -46,16 +46,17 @@ async def create_app(
 def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None) -> None:
     """`GET /v1/router`: what decides, and what was measured when it was fitted."""
     hybrid, manifest = engine.hybrid, bundle.manifest if bundle else None
+    content = {  # none of it changes while the server runs, and the fingerprint reads the whole bundle
+        "signal": "probe" if hybrid.has_probe else "first-token entropy",
+        "thresholds": hybrid.thresholds.model_dump(exclude_none=True),
+        "bundle": bundle.fingerprint() if bundle else None,
+        "probe": manifest.probe.model_dump() if manifest and manifest.probe else None,
+        "measured": manifest.scores.get("router fit") if manifest else None,
+    }
 
     @app.get("/v1/router")
     async def router() -> dict[str, Any]:
-        return {
-            "signal": "probe" if hybrid.has_probe else "first-token entropy",
-            "thresholds": hybrid.thresholds.model_dump(exclude_none=True),
-            "bundle": bundle.fingerprint() if bundle else None,
-            "probe": manifest.probe.model_dump() if manifest and manifest.probe else None,
-            "measured": manifest.scores.get("router fit") if manifest else None,
-        }
+        return content
 
 
 def available_modes(bundle: Bundle | None) -> list[Mode]:

@@ -143,10 +143,9 @@ class HybridEngine(AsyncLLM):
         await self._latent_permits.acquire()
         holds_permit = True
         try:
-            verdict, route.scores = await self._read(request)
-            decision = decide(
-                route.requested, route.scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent
-            )
+            verdict = await self._read(request)
+            route.scores = scores = verdict.scores
+            decision = decide(route.requested, scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent)
             self._settle(route, self._safe(decision, verdict))
             if route.only_route:
                 yield _nothing(request)
@@ -227,7 +226,7 @@ class HybridEngine(AsyncLLM):
                 parameter="messages",
             )
 
-    async def _read(self, request: "_Request") -> tuple[Verdict, Scores]:
+    async def _read(self, request: "_Request") -> Verdict:
         """Step 1: one prefill, whose hidden states the worker turns into scores and latents."""
         started = time.perf_counter()
         hybrid, route = self.hybrid, request.route
@@ -252,10 +251,10 @@ class HybridEngine(AsyncLLM):
         values = [entry.logprob for entry in logprobs[0].values()]
         route.read_seconds = time.perf_counter() - started
         if not has_verdict:
-            return Verdict(True, 0.0), Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf))
+            return Verdict(True, 0.0, Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf)))
         verdict = Verdict.of(values)
         route.network_seconds = verdict.network_seconds
-        return verdict, Scores(verdict.direct, verdict.latent, verdict.explicit, verdict.tokens)
+        return verdict
 
     def _read_params(self, role: Role, logprobs: int = Verdict.NUM_VALUES) -> SamplingParams:
         skip = True if self.hybrid.reads_all_positions or role.keep_states else None

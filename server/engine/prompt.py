@@ -1,7 +1,9 @@
 """How a request of ours tells the worker what it is: roles, carried in vLLM's `SamplingParams.extra_args`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from router.policy import Scores
 
 ROLE_KEY = "latentserve"
 
@@ -40,21 +42,18 @@ class Verdict:
     latents_are_finite: bool
     network_seconds: float
     """Of the batch that this request's latents were computed in."""
-    direct: float | None = None
-    latent: float | None = None
-    explicit: float | None = None
-    tokens: float | None = None
+    scores: Scores = field(default_factory=Scores)
 
     NUM_VALUES = 6
 
     def values(self) -> list[float]:
-        scores = (self.direct, self.latent, self.explicit, self.tokens)
-        return [float(self.latents_are_finite), self.network_seconds, *(_ABSENT if s is None else s for s in scores)]
+        of_probe = (self.scores.direct, self.scores.latent, self.scores.explicit, self.scores.tokens)
+        return [float(self.latents_are_finite), self.network_seconds, *(_ABSENT if s is None else s for s in of_probe)]
 
     @classmethod
     def of(cls, values: list[float]) -> "Verdict":
-        scores = (None if value == _ABSENT else value for value in values[2:6])
-        return cls(bool(values[0]), values[1], *scores)
+        finite, seconds, *of_probe = values[: cls.NUM_VALUES]
+        return cls(bool(finite), seconds, Scores(*(None if value == _ABSENT else value for value in of_probe)))
 
 
 _ABSENT = -1.0

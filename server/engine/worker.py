@@ -24,6 +24,7 @@ from torch import Tensor
 from reasoning_net.bundle import Bundle
 from reasoning_net.model import ReasoningNet
 from reasoning_net.precision import compute_dtype
+from router.policy import Scores
 from router.probe import Probe
 from server.engine.prompt import Role, Verdict
 
@@ -228,7 +229,7 @@ class LatentOverlay:
         for row, (request_id, role, _) in enumerate(ended):
             if role.keep_states:
                 self.kept_states[role.key] = ended[row][2]
-            self._verdicts[request_id] = Verdict(finite[row], seconds, **scores[row])
+            self._verdicts[request_id] = Verdict(finite[row], seconds, scores[row])
             if z is not None and role.num_latents and finite[row]:
                 # A latent is a function of the latents before it only: fewer of them are a prefix.
                 self.latents[role.key] = z[row, : role.num_latents].clone()
@@ -244,12 +245,12 @@ class LatentOverlay:
             ids[row, mask.shape[1] - len(prompt) :] = torch.tensor(prompt)
         return self._runner.model.embed_input_ids(ids.flatten()).view(*mask.shape, -1)
 
-    def _scores(self, hidden_states: Tensor, mask: Tensor, z: Tensor | None) -> list[dict[str, float]]:
+    def _scores(self, hidden_states: Tensor, mask: Tensor, z: Tensor | None) -> list[Scores]:
         if self._probe is None or (z is None and "latents" in self._probe.config.features):
-            return [{}] * len(hidden_states)
+            return [Scores()] * len(hidden_states)
         features = self._probe.features(hidden_states.float(), mask, None if z is None else z.float())
         scores = {target: values.tolist() for target, values in self._probe.scores(features).items()}
-        return [{str(target): values[row] for target, values in scores.items()} for row in range(len(features))]
+        return [Scores(**{target: values[row] for target, values in scores.items()}) for row in range(len(features))]
 
     def _report(self, output: "SamplerOutput") -> None:
         """Verdicts into the log-probabilities of their rows; the reserved token where latents were lost."""
