@@ -3,6 +3,7 @@
     bundle.json                   what is in it, and which base it belongs to
     reasoning_net.safetensors     optional: without it there is no latent mode
     probe.safetensors             optional: without it first-token entropy routes `auto`
+    calibration.safetensors       with a probe: what held-out questions' answers were like, for `router calibrate`
     parity.safetensors            a prompt with the hidden states and latents that training saw, for the check at start
 
 Safetensors and JSON only, never pickle. Unknown fields are refused; a bundle of another base is refused.
@@ -23,10 +24,10 @@ from torch import Tensor
 from reasoning_net.config import ReasoningNetConfig
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
-from router.policy import Thresholds
+from router.calibration import Calibration
 from router.probe import Probe, ProbeConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 M = TypeVar("M", bound=torch.nn.Module)
 
 
@@ -59,7 +60,7 @@ class Manifest(BaseModel):
     reasoning_net: ReasoningNetConfig | None = None
     num_latent_tokens: int | None = Field(None, description="Latents per question in serving, unless a request says otherwise.")
     probe: ProbeConfig | None = None
-    thresholds: Thresholds = Thresholds()
+    calibration: Calibration | None = Field(None, description="Of the probe: prices, and what each gives.")
     trained_on: str = ""
     scores: dict[str, Any] = Field(default_factory=dict, description="Measured on held-out questions, by which command.")
 
@@ -129,6 +130,11 @@ class Bundle:
     def parity(self) -> dict[str, Tensor] | None:
         """`prompt_token_ids` (T,), `hidden_state` (d,) of its last position and, with a network, `latents` (N, d); or None."""
         path = self.directory / "parity.safetensors"
+        return load_file(path) if path.is_file() else None
+
+    def calibration_outcomes(self) -> dict[str, Tensor] | None:
+        """Columns (n,) of what `router fit` saw on held-out questions (`router.outcomes`), or None."""
+        path = self.directory / "calibration.safetensors"
         return load_file(path) if path.is_file() else None
 
     def fingerprint(self) -> str:

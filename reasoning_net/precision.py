@@ -4,7 +4,7 @@ import torch
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16; float32 on CPUs without matrix units (AMX): AVX-512 BF16 alone multiplies no faster, and attends four times slower."""
+    """bf16; float32 on CPUs without matrix units (AMX): AVX-512 BF16 alone attends four times slower than float32."""
     slow = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
     return torch.float32 if slow else torch.bfloat16
 

@@ -4,8 +4,9 @@ The base never changes, so the engine never has its weights synced: a step of tr
 embeddings, and nothing else.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -32,6 +33,8 @@ class Sampling:
     copies: int = 1
     """Replies per question."""
     seed: int | None = None
+    confidence: bool = False
+    """Also the probability of each reply's least certain token (vLLM only)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Reply:
     """With the end-of-turn token, unless the reply was cut."""
     text: str
     finished: bool
+    confidence: float | None = None
 
 
 class Rollouts(Protocol):
@@ -123,11 +127,20 @@ class VllmRollouts:
                 top_p=sampling.top_p,
                 seed=None if sampling.seed is None else sampling.seed * 1_000_003 + index * sampling.copies,
                 skip_special_tokens=False,
+                logprobs=0 if sampling.confidence else None,
             )
             for index in range(len(requests))
         ]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [[Reply(list(o.token_ids), o.text, o.finish_reason == "stop") for o in output.outputs] for output in outputs]
+        return [
+            [Reply(list(o.token_ids), o.text, o.finish_reason == "stop", least_certain(o.logprobs)) for o in output.outputs]
+            for output in outputs
+        ]
+
+
+def least_certain(logprobs: Sequence[Mapping[int, Any]] | None) -> float | None:
+    """The least probability that a token of a reply had when it was sampled; None without vLLM's log-probabilities."""
+    return math.exp(min(next(iter(step.values())).logprob for step in logprobs)) if logprobs else None
 
 
 class TransformersRollouts:

@@ -1,9 +1,9 @@
-"""Fit the difficulty probe on a frozen base and, where the bundle has one, its reasoning network; choose the threshold.
+"""Fit the difficulty probe on a frozen base and, where the bundle has one, its reasoning network; calibrate the router.
 
     latentserve router fit --model runs/base --bundle runs/bundle
 
 Every question is answered several times in direct and in latent mode, and a part of them explicitly, on the vLLM engine. The
-shares of right answers are the labels. Probe, threshold and the held-out figures become part of the bundle.
+shares of right answers are the labels. Probe, calibration and the held-out figures become part of the bundle.
 """
 
 import copy
@@ -27,10 +27,13 @@ from reasoning_net.model import ReasoningNet
 from reasoning_net.plots import Points, plot_lines
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
 from reasoning_net.tasks import Example, Task, TaskSpec
-from router.policy import Thresholds
-from router.probe import Feature, Probe, ProbeConfig, Target
+from router.calibrate import calibrate
+from router.calibration import Confidence, Target, log_odds
+from router.figures import auroc, brier, calibration_error, reliability
+from router.outcomes import Outcome, to_tensors
+from router.policy import Mode, Scores
+from router.probe import Feature, Probe, ProbeConfig
 
-_BINS = 10
 _TOKENS_WEIGHT = 0.2  # of the squared error of the log tokens, beside the cross-entropies
 
 
@@ -39,13 +42,16 @@ class Observations:
     """What the base (and the network) did on n questions."""
 
     features: dict[Feature, Tensor]  # (n, d)
-    labels: dict[Target, Tensor]
+    labels: dict[str, Tensor]
     """(n,): per mode the share of right answers; tokens of an explicit answer. NaN where a question was not asked."""
     baselines: dict[str, Tensor]
     """(n,): what a probe has to beat, higher for harder questions. `steps` is the task's level."""
+    answers: dict[str, Tensor]
+    """(n, S) of S answers in the cheap mode: `correct`; `confidence`, the probability of the least certain token; `tokens`.
+    And (n,) of the direct answers: `direct tokens`."""
 
     def __getitem__(self, rows: slice | Tensor) -> "Observations":
-        groups = (self.features, self.labels, self.baselines)
+        groups = (self.features, self.labels, self.baselines, self.answers)
         return Observations(*({name: values[rows] for name, values in group.items()} for group in groups))  # type: ignore[arg-type]
 
 
@@ -53,18 +59,18 @@ class Observations:
 class FitConfig:
     model: str
     bundle: Path
-    """Gets the probe, the threshold and `reliability.png`."""
+    """Gets the probe, the calibration and `reliability.png`."""
     task: TaskSpec = field(default_factory=TaskSpec)
     n: int = 8000
-    """Validation questions; a quarter of them choose the threshold and give the figures."""
-    explicit_questions: int = 2000
-    """As many of them are answered explicitly as well, once."""
+    """Validation questions; a quarter of them are held out, calibrate the router and give the figures."""
+    explicit_questions: int = 1000
+    """Of the others, as many are answered explicitly as well, once; the held-out ones all are."""
     samples: int = 4
     """Direct and latent answers per question."""
     temperature: float = 0.6
     top_p: float = 0.95
-    max_loss: float = 0.02
-    """Accuracy that auto may lose against explicit."""
+    max_loss: float = 0.01
+    """Accuracy that auto may lose against explicit, until `router calibrate` sets another target."""
     max_reply_tokens: int = 24
     max_thinking_tokens: int = 1024
     hidden_size: int = 128
@@ -73,7 +79,7 @@ class FitConfig:
 
 
 def main(config: FitConfig) -> dict[str, Any]:
-    """Observe, fit, choose, and write into the bundle. Returns the held-out figures, which the bundle keeps."""
+    """Observe, fit, calibrate, and write into the bundle. Returns the held-out figures, which the bundle keeps."""
     bundle = Bundle.load(config.bundle)
     bundle.check_base(config.model)
     task = config.task.load()
@@ -84,20 +90,19 @@ def main(config: FitConfig) -> dict[str, Any]:
     if len(examples) < 40:
         raise StageError(f"{len(examples)} validation questions are too few to fit a probe on. Give more data, or --whole.")
     engine = VllmRollouts(config.model, layout)
-    observed = observe(config, base, net, engine, layout, task, examples, bundle.manifest.num_latent_tokens or 0)
-    engine.close()
     held_out = len(examples) // 4
+    observed = observe(config, base, net, engine, layout, task, examples, held_out, bundle.manifest.num_latent_tokens or 0)
+    engine.close()
     held, train = observed[:held_out], observed[held_out:]
     # Where there is a network its latents say best whether they will do; on the demo the raw states add only overfitting.
     probe = fit(train, ("latents",) if net else ("last", "mean"), hidden_size=config.hidden_size, seed=config.seed)
-    cheap: Target = "latent" if net else "direct"
+    cheap = Mode.LATENT if net else Mode.DIRECT
     scores = predict(probe, held)
-    explicit = float(held.labels["explicit"].nanmean())
-    threshold = threshold_for(scores[cheap], held.labels[cheap], config.max_loss, explicit)
+    outcomes, confidence = calibration_outcomes(held, scores, cheap)
+    floor = float(held.labels["explicit"].mean()) - config.max_loss
+    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap)
     figures = report(probe, held, cheap) | {
         "questions": {"fitted on": len(examples) - held_out, "held out": held_out},
-        f"share answered in {cheap} mode": round(float((scores[cheap] >= threshold).float().mean()), 4),
-        "threshold": round(threshold, 4),
     }
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     lines |= {mode: reliability(scores[mode], held.labels[mode]) for mode in probe.config.targets if mode != "tokens"}
@@ -106,12 +111,12 @@ def main(config: FitConfig) -> dict[str, Any]:
         title="Reliability of the probe", x="predicted P(correct)", y="share of right answers",
     )  # fmt: skip
     bundle.update(
-        {"probe": probe},
+        {"probe": probe, "calibration": to_tensors(outcomes)},
         probe=probe.config,
-        thresholds=Thresholds(**{cheap: threshold}),
+        calibration=calibration,
         scores=bundle.manifest.scores | {"router fit": figures},
     )
-    return figures
+    return figures | {"calibrated": calibration.point.model_dump(exclude_none=True)}
 
 
 @torch.no_grad()
@@ -123,51 +128,119 @@ def observe(
     layout: LayoutIds,
     task: Task,
     examples: Sequence[Example],
+    held_out: int,
     num_latents: int,
 ) -> Observations:
     """Answer every question and keep the features that a probe may read, in the order of the examples."""
     copies = config.samples if config.temperature else 1
-    answering = Sampling(config.max_reply_tokens, config.temperature, config.top_p, copies)
-    thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1)
+    answering = Sampling(config.max_reply_tokens, config.temperature, config.top_p, copies, confidence=True)
+    thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1, confidence=False)
     features: tuple[Feature, ...] = ("last", "mean", "latents") if net else ("last", "mean")
     reader = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=features))
     prompts = [base.prompt_ids(example.messages) for example in examples]
     rows: list[Tensor] = []
     entropies: list[Tensor] = []
-    shares: dict[Target, list[float]] = {"direct": [], "latent": []} if net else {"direct": []}
+    direct: list[Answers] = []
+    latent: list[Answers] = []
     for at in tqdm(range(0, len(examples), 128), desc="observe", unit="batch"):
         batch, ids, sampling = examples[at : at + 128], prompts[at : at + 128], replace(answering, seed=config.seed + at)
         prompt = base.read(ids)
         latents = think(net, prompt, num_latents) if net else None
         rows.append(reader.features(prompt.hidden_states.float(), prompt.mask, latents))
         if latents is not None:
-            shares["latent"] += right(engine.from_latents(ids, latents, sampling), batch, task)
-        shares["direct"] += right(engine.from_tokens([[*x, *layout.direct] for x in ids], sampling), batch, task)
+            latent.append(Answers.of(engine.from_latents(ids, latents, sampling), batch, task))
+        direct.append(Answers.of(engine.from_tokens([[*x, *layout.direct] for x in ids], sampling), batch, task))
         entropies.append(first_token_entropy(base, layout, prompt))
-    labels = {target: torch.tensor(values) for target, values in shares.items()}
+    of_direct, of_cheap = Answers.joined(direct), Answers.joined(latent or direct)
+    labels: dict[str, Tensor] = {"direct": of_direct.correct.mean(1)}
+    if net:
+        labels["latent"] = of_cheap.correct.mean(1)
     labels["explicit"], labels["tokens"] = (torch.full((len(examples),), math.nan) for _ in range(2))
-    asked = torch.arange(len(examples))[:: max(1, len(examples) // max(1, config.explicit_questions))]
+    others = torch.arange(held_out, len(examples))
+    others = others[:: max(1, len(others) // max(1, config.explicit_questions))]
+    asked = torch.cat([torch.arange(held_out), others])
     for part in tqdm(asked.split(256), desc="think in text", unit="batch"):
         texts = [[*prompts[i], *layout.explicit] for i in part]
         replies = engine.from_tokens(texts, replace(thinking, seed=config.seed + int(part[0])))
-        labels["explicit"][part] = torch.tensor(right(replies, [examples[i] for i in part], task, after="</think>"))
-        labels["tokens"][part] = torch.tensor([float(len(reply.token_ids)) for (reply,) in replies])
+        thought = Answers.of(replies, [examples[i] for i in part], task, after="</think>")
+        labels["explicit"][part], labels["tokens"][part] = thought.correct[:, 0], thought.tokens[:, 0]
     parts = torch.cat(rows).split(base.hidden_size, dim=1)
     baselines = {
         "length": torch.tensor([float(len(ids)) for ids in prompts]),
         "steps": torch.tensor([float(example.level) for example in examples]),
         "entropy": torch.cat(entropies),
     }
-    return Observations(dict(zip(features, parts, strict=True)), labels, baselines)
+    answers = {name: getattr(of_cheap, name) for name in ("correct", "confidence", "tokens")}
+    answers["direct tokens"] = of_direct.tokens.mean(1)
+    return Observations(dict(zip(features, parts, strict=True)), labels, baselines, answers)
 
 
-def right(replies: list[list[Reply]], examples: Sequence[Example], task: Task, after: str | None = None) -> list[float]:
-    """The share of right replies to each question. What follows `after` is the answer; where it is missing there is none."""
-    shares = []
-    for group, example in zip(replies, examples, strict=True):
-        answers = [reply.text.partition(after)[2] if after else reply.text for reply in group]
-        shares.append(sum(task.is_correct(answer, example.answer) for answer in answers) / len(group))
-    return shares
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Several answers to each of n questions, (n, S) each."""
+
+    correct: Tensor
+    confidence: Tensor
+    """Probability of the least certain token; NaN where it is not known."""
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, replies: list[list[Reply]], examples: Sequence[Example], task: Task, after: str | None = None) -> "Answers":
+        """Graded. What follows `after` is the answer; where it is missing there is none."""
+
+        def grade(reply: Reply, example: Example) -> float:
+            return float(task.is_correct(reply.text.partition(after)[2] if after else reply.text, example.answer))
+
+        def unknown(confidence: float | None) -> float:
+            return math.nan if confidence is None else confidence
+
+        return cls(
+            torch.tensor([[grade(reply, e) for reply in group] for group, e in zip(replies, examples, strict=True)]),
+            torch.tensor([[unknown(reply.confidence) for reply in group] for group in replies]),
+            torch.tensor([[float(len(reply.token_ids)) for reply in group] for group in replies]),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("correct", "confidence", "tokens")))
+
+
+def calibration_outcomes(held: Observations, scores: dict[str, Tensor], cheap: Mode) -> tuple[list[Outcome], Confidence]:
+    """The held-out questions as outcomes, each with its first answer in the cheap mode."""
+    correct, confidences, tokens = (held.answers[name] for name in ("correct", "confidence", "tokens"))
+    rest = slice(1, None) if correct.shape[1] > 1 else slice(None)
+    priors = scores[cheap][:, None].expand_as(correct)[:, rest].flatten()
+    confidence = fit_confidence(priors, confidences[:, rest].flatten(), correct[:, rest].flatten())
+    by_mode = {Mode.DIRECT: held.labels["direct"], cheap: correct[:, 0], Mode.EXPLICIT: held.labels["explicit"]}
+    tokens_by_mode = {Mode.DIRECT: held.answers["direct tokens"], cheap: tokens[:, 0], Mode.EXPLICIT: held.labels["tokens"]}
+    outcomes = [
+        Outcome(
+            Scores(**{target: float(values[row]) for target, values in scores.items()}),
+            float(confidences[row, 0]),
+            {mode: float(values[row]) for mode, values in by_mode.items()},
+            {mode: float(values[row]) for mode, values in tokens_by_mode.items()},
+        )
+        for row in range(len(correct))
+    ]
+    return outcomes, confidence
+
+
+def fit_confidence(priors: Tensor, confidences: Tensor, correct: Tensor) -> Confidence:
+    """Logistic regression of an answer's correctness, all (n,), on the logarithms of the odds of both probabilities."""
+    inputs = torch.tensor([[log_odds(p), log_odds(c), 1.0] for p, c in zip(priors.tolist(), confidences.tolist(), strict=True)])
+    weights = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        # A little decay, for answers that are all right or all wrong.
+        value = binary_cross_entropy_with_logits(inputs @ weights, correct) + 1e-4 * weights.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    prior_weight, answer_weight, bias = weights.tolist()
+    return Confidence(prior_weight=prior_weight, answer_weight=answer_weight, bias=bias)
 
 
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
@@ -209,7 +282,7 @@ def fit(
         _loss(config, probe(inputs[batch]), labels[batch]).backward()
         optimizer.step()
     probe.load_state_dict(best)
-    calibrate(probe, inputs[unseen], labels[unseen])
+    scale_temperatures(probe, inputs[unseen], labels[unseen])
     return probe.eval()
 
 
@@ -226,7 +299,7 @@ def _loss(config: ProbeConfig, outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(probe: Probe, inputs: Tensor, labels: Tensor) -> None:
+def scale_temperatures(probe: Probe, inputs: Tensor, labels: Tensor) -> None:
     """Temperature scaling: per mode the factor on the logits whose cross-entropy on these questions is least."""
     outputs, factors = probe(inputs), torch.logspace(-0.5, 0.5, 101)
     for column, target in enumerate(probe.config.targets):
@@ -239,12 +312,12 @@ def calibrate(probe: Probe, inputs: Tensor, labels: Tensor) -> None:
 
 
 @torch.no_grad()
-def predict(probe: Probe, observed: Observations) -> dict[Target, Tensor]:
+def predict(probe: Probe, observed: Observations) -> dict[str, Tensor]:
     """The probe's scores of every observed question, (n,) each."""
     return probe.scores(torch.cat([observed.features[name] for name in probe.config.features], dim=1))
 
 
-def report(probe: Probe, held: Observations, cheap: Target) -> dict[str, Any]:
+def report(probe: Probe, held: Observations, cheap: Mode) -> dict[str, Any]:
     """Held-out figures: how well the probe ranks, how well it is calibrated, and what the baselines reach."""
     scores, modes = predict(probe, held), [target for target in probe.config.targets if target != "tokens"]
     known = {mode: ~held.labels[mode].isnan() for mode in modes}
@@ -269,57 +342,3 @@ def report(probe: Probe, held: Observations, cheap: Target) -> dict[str, Any]:
     return {
         name: {key: round(value, 4) for key, value in group.items() if not math.isnan(value)} for name, group in figures.items()
     }
-
-
-def threshold_for(scores: Tensor, correct: Tensor, max_loss: float, explicit_accuracy: float) -> float:
-    """The lowest threshold at which answering the questions above it in the cheap mode costs at most `max_loss` accuracy.
-
-    `explicit_accuracy` is what explicit thinking would have reached on them. Above 1 when even the surest cost more.
-    """
-    order = scores.argsort(descending=True)
-    loss = (explicit_accuracy - correct[order]).cumsum(0) / len(scores)
-    affordable = (loss <= max_loss).nonzero()
-    return float(scores[order[affordable[-1]]]) if len(affordable) else 1.01
-
-
-def auroc(scores: Tensor, labels: Tensor) -> float:
-    """Area under the ROC curve: the chance that a right answer is scored above a wrong one; ties count half.
-
-    Labels (n,) are shares of right answers. NaN where all are right, or all wrong.
-    """
-    _, group = scores.unique(return_inverse=True)  # ascending
-    right, wrong = (torch.zeros(int(group.max()) + 1, dtype=torch.double) for _ in range(2))
-    right.index_add_(0, group, labels.double())
-    wrong.index_add_(0, group, 1 - labels.double())
-    pairs = right.sum() * wrong.sum()
-    below = wrong.cumsum(0) - wrong
-    return float((right * (below + wrong / 2)).sum() / pairs) if pairs else math.nan
-
-
-def brier(scores: Tensor, labels: Tensor) -> float:
-    """Mean squared error of P(correct) as a forecast of each answer; labels are shares of right answers."""
-    return float((labels * (1 - scores) ** 2 + (1 - labels) * scores**2).mean())
-
-
-def _bins(scores: Tensor) -> Tensor:
-    """Which tenth of [0, 1] each score is in."""
-    return (scores * _BINS).long().clamp(0, _BINS - 1)
-
-
-def reliability(scores: Tensor, labels: Tensor) -> list[tuple[float, float, float]]:
-    """(mean prediction, share of right answers, its standard error) in each tenth of [0, 1] that holds predictions."""
-    known = ~labels.isnan()
-    scores, labels = scores[known], labels[known]
-    bins = _bins(scores)
-    points = []
-    for index in bins.unique().tolist():
-        share = float(labels[bins == index].mean())
-        error = math.sqrt(share * (1 - share) / int((bins == index).sum()))
-        points.append((float(scores[bins == index].mean()), share, error))
-    return points
-
-
-def calibration_error(scores: Tensor, labels: Tensor) -> float:
-    """Expected calibration error over ten bins of equal width."""
-    bins = _bins(scores)
-    return sum(abs(float((scores - labels)[bins == index].sum())) for index in bins.unique()) / len(scores)

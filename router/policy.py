@@ -1,10 +1,10 @@
-"""Which mode answers: a pure function of what was asked for, the scores and the thresholds."""
+"""What a routing policy is: a pure function of scores and limits. The policies themselves are in `router.policies`."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import ClassVar
 
 
 class Mode(StrEnum):
@@ -16,16 +16,8 @@ class Mode(StrEnum):
     EXPLICIT = "explicit"
 
 
-class Thresholds(BaseModel):
-    """Calibrated data of the bundle. A mode without a threshold is never chosen by `auto`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    direct: float | None = Field(None, description="Answer directly when P(correct | direct) is at least this.")
-    latent: float | None = Field(None, description="Answer in latent mode when P(correct | latent) is at least this.")
-    entropy: float | None = Field(
-        None, description="Without a probe: no explicit thinking when the first answer token's entropy (nats) is at most this."
-    )
+class RouterError(ValueError):
+    """A policy, a target or a limit that cannot be met, with what can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +32,73 @@ class Scores:
     entropy: float | None = None
     """Of the first token of a direct answer, in nats; for bundles without a probe (GlimpRouter's signal)."""
 
+    def correct(self, mode: Mode) -> float | None:
+        """P(correct | mode)."""
+        return {Mode.DIRECT: self.direct, Mode.LATENT: self.latent, Mode.EXPLICIT: self.explicit}[mode]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request allows."""
+
+    can_think_latent: bool
+    max_cost: float | None = None
+    """Generated tokens of an answer: no mode is chosen that is expected to cost more, and thinking is cut there."""
+    thinking_cap: int | None = None
+    """Thinking tokens that the client, or the server, allows at most."""
+    can_escalate: bool = True
+
+    @property
+    def cheap(self) -> Mode:
+        return Mode.LATENT if self.can_think_latent else Mode.DIRECT
+
+    def budget(self, wanted: float | None) -> int | None:
+        """Thinking tokens: what the policy wants, within what the request allows."""
+        bounds = [bound for bound in (wanted, self.max_cost, self.thinking_cap) if bound is not None and math.isfinite(bound)]
+        return max(1, math.ceil(min(bounds))) if bounds else None
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
+    """How to answer."""
+
     mode: Mode
     score: float | None
+    """P(correct) of the cheaper mode, or its entropy."""
     threshold: float | None
+    """What the score had to reach for this question."""
     reason: str
+    thinking_budget: int | None = None
+    temperature: float | None = None
+    """For requests that name none."""
+    suffix: str = ""
+    """What the thinking starts with."""
+    check: bool = False
+    """Look at the answer's confidence before it is given: `Policy.check`."""
 
 
-def decide(requested: Mode, scores: Scores, thresholds: Thresholds, *, can_think_latent: bool) -> Decision:
-    """The cheapest allowed mode whose score reaches its threshold; explicit thinking when none does.
+class Policy(ABC):
+    """One way to choose."""
 
-    A score that is not finite sends the question to explicit thinking, the safest mode.
-    """
-    cheap = Mode.LATENT if can_think_latent else Mode.DIRECT
-    shown = scores.latent if can_think_latent else scores.direct
-    if requested is not Mode.AUTO:
-        return Decision(requested, shown, None, "requested")
-    arms = [(Mode.DIRECT, scores.direct, thresholds.direct)]
-    if can_think_latent:
-        arms.append((Mode.LATENT, scores.latent, thresholds.latent))
-    known = [(mode, score, threshold) for mode, score, threshold in arms if score is not None and threshold is not None]
-    for mode, score, threshold in known:
-        if not math.isfinite(score):
-            return Decision(Mode.EXPLICIT, None, threshold, "score_not_finite")
-        if score >= threshold:
-            return Decision(mode, score, threshold, "probe_confident")
-    if known:
-        _, score, threshold = known[-1]
-        return Decision(Mode.EXPLICIT, score, threshold, "probe_doubtful")
-    if scores.entropy is not None and thresholds.entropy is not None:
-        if not math.isfinite(scores.entropy):
-            return Decision(Mode.EXPLICIT, None, thresholds.entropy, "score_not_finite")
-        low = scores.entropy <= thresholds.entropy
-        mode, reason = (cheap, "entropy_low") if low else (Mode.EXPLICIT, "entropy_high")
-        return Decision(mode, scores.entropy, thresholds.entropy, reason)
-    return Decision(Mode.EXPLICIT, shown, None, "no_score")
+    name: ClassVar[str]
+
+    @abstractmethod
+    def decide(self, scores: Scores, limits: Limits) -> Decision:
+        """Before anything is generated."""
+
+    def check(self, scores: Scores, confidence: float, limits: Limits) -> Decision:
+        """After a cheap answer whose least certain token had probability `confidence`: keep it, or escalate to explicit.
+
+        Called only where `decide` asked for it.
+        """
+        raise NotImplementedError
+
+
+def requested(mode: Mode, scores: Scores) -> Decision:
+    """A named mode is never overruled."""
+    return Decision(mode, None if mode is Mode.EXPLICIT else scores.correct(mode), None, "requested")
+
+
+def is_usable(*values: float | None) -> bool:
+    """Whether all scores that are there are finite."""
+    return all(value is None or math.isfinite(value) for value in values)

@@ -55,7 +55,7 @@ class Probe(nn.Module):
         """Raw outputs (B, A) from features (B, F): logits, and the standardised logarithm of the tokens."""
         return self.layers((features - self.mean) / self.std)
 
-    def scores(self, features: Tensor) -> dict[Target, Tensor]:
+    def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Per target (B,): calibrated P(correct), expected tokens."""
         outputs = self(features) * self.scale + self.shift
         columns = zip(self.config.targets, outputs.unbind(1), strict=True)

@@ -1,21 +1,27 @@
 """The application: vLLM's endpoints on our engine, with modes, metrics and readiness; and how it is served."""
 
 import asyncio
+import json
 import os
+import secrets
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import SecretStr
 from starlette.middleware import Middleware
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
 from reasoning_net.bundle import Bundle
-from router.policy import Mode
-from server.chat import ReasoningModes
+from router.policy import Mode, RouterError
+from server.chat import ReasoningModes, parse_options
+from server.decision_log import DecisionLog
 from server.engine.hybrid import HybridEngine
 from server.engine.launch import add_aliases, build_vllm_app, parse_vllm_args, start_engine
+from server.errors import BadRequestError, ForbiddenError, LatentserveError
 from server.metrics import Metrics
 from server.readiness import Readiness
 from server.settings import Settings
@@ -35,28 +41,57 @@ async def create_app(
             metrics=metrics,
             abort=engine.abort,
             reasoning_content=settings.reasoning_content,
+            log=DecisionLog(settings.decision_log, settings.decision_log_mib, settings.log_questions)
+            if settings.decision_log
+            else None,
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
-    readiness.mount(app)
-    mount_router(app, engine, bundle)
+    readiness.mount(app, engine)
+    mount_router(app, engine, bundle, settings.operator_key)
     return app
 
 
-def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None) -> None:
-    """`GET /v1/router`: what decides, and what was measured when it was fitted."""
-    hybrid, manifest = engine.hybrid, bundle.manifest if bundle else None
-    content = {  # none of it changes while the server runs, and the fingerprint reads the whole bundle
-        "signal": "probe" if hybrid.has_probe else "first-token entropy",
-        "thresholds": hybrid.thresholds.model_dump(exclude_none=True),
+def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None, operator_key: SecretStr | None) -> None:
+    """`GET /v1/router`: what decides, and what was measured when it was fitted. `PUT`: an operator switches it."""
+    router, manifest = engine.hybrid.router, bundle.manifest if bundle else None
+    fixed = {  # the fingerprint reads the whole bundle
         "bundle": bundle.fingerprint() if bundle else None,
         "probe": manifest.probe.model_dump() if manifest and manifest.probe else None,
         "measured": manifest.scores.get("router fit") if manifest else None,
     }
 
     @app.get("/v1/router")
-    async def router() -> dict[str, Any]:
-        return content
+    async def describe() -> dict[str, Any]:
+        return router.describe() | fixed
+
+    @app.put("/v1/router")
+    async def switch(request: Request) -> JSONResponse:
+        try:
+            _check_operator(request, operator_key)
+            try:
+                options = parse_options(await request.json())
+            except json.JSONDecodeError as error:
+                raise BadRequestError(f"The body is not JSON: {error}.") from None
+            if options.policy is None and options.target is None:
+                raise BadRequestError("Name a policy, or one target: explicit_share, accuracy_floor, mean_tokens, p95_seconds.")
+            if options.max_cost is not None or options.early or not options.escalate:
+                raise BadRequestError("max_cost, early and escalate belong to single requests.")
+            try:
+                router.switch(options)
+            except RouterError as error:
+                raise BadRequestError(str(error)) from None
+        except LatentserveError as error:
+            return JSONResponse(error.body(), error.status)
+        return JSONResponse(router.describe() | fixed)
+
+
+def _check_operator(request: Request, operator_key: SecretStr | None) -> None:
+    if operator_key is None:
+        raise ForbiddenError("This server has no operator. Start it with LATENTSERVE_OPERATOR_KEY to switch its router.")
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    if not secrets.compare_digest(given.encode(), operator_key.get_secret_value().encode()):
+        raise ForbiddenError("Only the operator's key may switch the router: Authorization: Bearer KEY.")
 
 
 def available_modes(bundle: Bundle | None) -> list[Mode]:

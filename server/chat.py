@@ -16,11 +16,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.policy import Mode
+from router.router import Options
+from server.decision_log import DecisionLog
 from server.errors import BadRequestError
 from server.metrics import Metrics
 from server.route import Route, current_route
@@ -54,14 +57,17 @@ class ReasoningModes:
         metrics: Metrics,
         abort: Callable[[list[str]], Awaitable[None]],
         reasoning_content: bool = False,
+        log: DecisionLog | None = None,
     ) -> None:
+        self._log = log
         self._app, self._default, self._latent_available, self._metrics = app, default, latent_available, metrics
         self._abort, self._reasoning_content = abort, reasoning_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (*_PATHS, _ROUTE_PATH):
             return await self._app(scope, receive, send)
-        only_route = scope["path"] == _ROUTE_PATH
+        asked_path = scope["path"]
+        only_route = asked_path == _ROUTE_PATH
         if only_route:  # a chat completion up to the decision
             scope = dict(scope, path=_CHAT_PATHS[0], raw_path=_CHAT_PATHS[0].encode())
         started = time.perf_counter()
@@ -70,7 +76,7 @@ class ReasoningModes:
             return None  # the client left
         try:
             body = json.loads(raw)
-            route = self._route(scope["path"], body, Headers(scope=scope)) if isinstance(body, dict) else None
+            route = self._route(asked_path, body, Headers(scope=scope)) if isinstance(body, dict) else None
         except BadRequestError as error:
             return await JSONResponse(error.body(), error.status)(scope, receive, send)
         except ValueError:
@@ -82,17 +88,26 @@ class ReasoningModes:
             raw = json.dumps(body).encode()
         scope = dict(scope, headers=[(k, v) for k, v in scope["headers"] if k != b"content-length"])
         scope["headers"].append((b"content-length", str(len(raw)).encode()))
+        if route is None:
+            return await self._app(scope, _Client(raw, receive).receive, send)
         token = current_route.set(route)
         client = _Client(raw, receive)
-        leaving = asyncio.create_task(self._abort_when_left(client, route)) if route else None
+        leaving = asyncio.create_task(self._abort_when_left(client, route))
+        writer = _RouteWriter(send, route, self._reasoning_content)
         try:
-            await self._app(scope, client.receive, _RouteWriter(send, route, self._reasoning_content) if route else send)
+            await self._app(scope, client.receive, writer)
+            if route.restarts:
+                await writer.restart()
+                await self._app(scope, client.replayed(raw), writer)
         finally:
             current_route.reset(token)
-            if leaving:
-                leaving.cancel()
-            if route and not only_route:
-                self._metrics.answered(route, time.perf_counter() - started)
+            leaving.cancel()
+            if not only_route:
+                seconds = time.perf_counter() - started
+                self._metrics.answered(route, seconds)
+                if self._log:
+                    self._log.write(route, seconds, body.get("messages") or body.get("input"))
+        return None
 
     async def _abort_when_left(self, client: "_Client", route: Route) -> None:
         """Stop the engine's work as soon as nobody waits for it, whatever the layers between have yet to notice."""
@@ -108,16 +123,21 @@ class ReasoningModes:
         num_latents = body.pop("num_latent_tokens", None)
         if num_latents is not None and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
             raise BadRequestError("num_latent_tokens must be a whole number.", "num_latent_tokens")
-        if path not in _CHAT_PATHS and named is None:
+        if path not in (*_CHAT_PATHS, _ROUTE_PATH) and named is None:
             return None
         for field, value in (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True)):
             if body.get(field) is value:
-                if named in (None, Mode.EXPLICIT):
+                if named in (None, Mode.EXPLICIT) and "router" not in body and path != _ROUTE_PATH:
                     return None
-                raise BadRequestError(f"{field}={str(value).lower()} cannot be combined with mode={named}.", field)
+                what = f"mode={named}" if named else "routing"
+                raise BadRequestError(f"{field}={str(value).lower()} cannot be combined with {what}.", field)
         if implied is Mode.LATENT and not self._latent_available:
             implied = Mode.AUTO  # a low effort is no demand for latents
-        return Route(named or implied or self._default, num_latents)
+        mode = named or implied or self._default
+        options = take_options(body, mode)
+        if options.early and not (path == _CHAT_PATHS[0] and body.get("stream")):
+            raise BadRequestError("router.early is for streamed chat completions.", "router")
+        return Route(mode, num_latents, options, names_temperature=body.get("temperature") is not None)
 
 
 def take_mode(body: Body, header: str | None) -> tuple[Mode | None, Mode | None]:
@@ -142,6 +162,27 @@ def take_mode(body: Body, header: str | None) -> tuple[Mode | None, Mode | None]
         asked = f"reasoning_effort={effort}" if effort else f"enable_thinking={str(thinking).lower()}"
         raise BadRequestError(f"mode={named} contradicts {asked}. Send one of the two.", "mode")
     return named, implied
+
+
+def take_options(body: Body, mode: Mode) -> Options:
+    """The `router` field, taken out of the body."""
+    given = body.pop("router", None)
+    if given is None:
+        return Options()
+    if mode is not Mode.AUTO:
+        raise BadRequestError(f"router is for mode=auto, not {mode}: a named mode is never overruled.", "router")
+    return parse_options(given)
+
+
+def parse_options(given: object) -> Options:
+    """Raises `BadRequestError` with what is wrong."""
+    try:
+        options = Options.model_validate(given)
+        _ = options.target
+    except ValidationError as error:
+        problems = "; ".join(".".join(map(str, ("router", *e["loc"]))) + ": " + e["msg"] for e in error.errors())
+        raise BadRequestError(problems, "router") from None
+    return options
 
 
 def _mode(value: object, param: str) -> Mode:
@@ -172,9 +213,21 @@ class _RouteWriter:
         self._send, self._route, self._reasoning_content = send, route, reasoning_content
         self._start: Message | None = None
         self._is_stream = False
+        self._is_second = False
+        self._first_event = b""
         self._body = b""
 
+    async def restart(self) -> None:
+        """Tell the client that what it has read so far is void, before the other answer follows."""
+        self._route.restarts, self._is_second = False, True
+        first = json.loads(self._first_event.partition(b"data: ")[2])
+        event = {name: first[name] for name in ("id", "object", "created", "model")} | {"choices": []}
+        event["route"] = self._route.public() | {"restart": True}
+        await self._send({"type": "http.response.body", "body": b"data: " + _dumped(event) + b"\n\n", "more_body": True})
+
     async def __call__(self, message: Message) -> None:
+        if self._route.restarts or (self._is_second and message["type"] == "http.response.start"):
+            return  # the end of a void answer, and the start that the client has
         if message["type"] == "http.response.start":
             self._start = message
             self._is_stream = "text/event-stream" in MutableHeaders(scope=message).get("content-type", "")
@@ -182,6 +235,7 @@ class _RouteWriter:
             await self._send(message)
         elif self._is_stream:
             await self._begin()
+            self._first_event = self._first_event or message.get("body", b"")
             await self._send({**message, "body": self._event(message.get("body", b""))})
         else:
             self._body += message.get("body", b"")
@@ -215,7 +269,7 @@ class _RouteWriter:
             content = self._decision(content)
         elif self._reasoning_content:
             repeat_reasoning(content)
-        return json.dumps(self._completed(content), ensure_ascii=False, separators=(",", ":")).encode()
+        return _dumped(self._completed(content))
 
     def _decision(self, content: Body) -> Body:
         """The response of `/v1/route`."""
@@ -237,7 +291,7 @@ class _RouteWriter:
             content = self._completed(content)
         if repeats:
             repeat_reasoning(content)
-        return head + b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        return head + b"data: " + _dumped(content) + b"\n\n"
 
     def _completed(self, content: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         content["route"] = self._route.public()
@@ -246,6 +300,10 @@ class _RouteWriter:
             details = usage.get("prompt_tokens_details") or {}
             usage["prompt_tokens_details"] = details | {"latent_tokens": self._route.latent_tokens}
         return content
+
+
+def _dumped(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def repeat_reasoning(content: Body) -> None:
@@ -277,6 +335,11 @@ class _Client:
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+
+    def replayed(self, body: bytes) -> Receive:
+        """The same request once more."""
+        self._body = body
+        return self.receive
 
     async def left(self) -> None:
         await asyncio.shield(self._gone)

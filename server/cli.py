@@ -38,11 +38,12 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     default_mode: Annotated[Mode | None, typer.Option(help="Mode of requests that name none.")] = None,
     num_latent_tokens: Annotated[int | None, typer.Option(help="Latents per question. Default: the bundle's.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Of mode auto. Default: utility with a probe, else entropy.")] = None,
 ) -> None:
     """Serve a model in direct, latent, explicit and auto mode. Any flag that is not listed is vLLM's."""
     given = {
         "model": model, "bundle": bundle, "host": host, "port": port, "device": device,
-        "default_mode": default_mode, "num_latent_tokens": num_latent_tokens,
+        "default_mode": default_mode, "num_latent_tokens": num_latent_tokens, "policy": policy,
     }  # fmt: skip
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

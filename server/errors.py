@@ -1,7 +1,8 @@
 """Errors that our own layer answers with; vLLM's layer maps its own (`vllm.exceptions`) to the same shape.
 
 LatentserveError
-└── BadRequestError             400  the request contradicts itself, or asks for what is not there
+├── BadRequestError             400  the request contradicts itself, or asks for what is not there
+└── ForbiddenError              403  the key may not do that
 """
 
 
@@ -21,3 +22,8 @@ class LatentserveError(Exception):
 class BadRequestError(LatentserveError):
     status = 400
     type = "BadRequestError"
+
+
+class ForbiddenError(LatentserveError):
+    status = 403
+    type = "PermissionDeniedError"

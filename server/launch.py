@@ -18,12 +18,13 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
     prepare_environment(settings.model, settings.kv_cache_gib)
     import uvloop
 
+    from router.policy import RouterError
     from server.app import serve
     from server.engine.launch import ConfigurationError
 
     try:
         uvloop.run(serve(settings, vllm_flags))
-    except (BundleError, ConfigurationError) as error:
+    except (BundleError, ConfigurationError, RouterError) as error:
         return str(error)
     except OSError as error:
         if "ddress already in use" in str(error):

@@ -29,10 +29,11 @@ class Readiness:
     """The least cosine similarity between the engine's hidden states and latents, and the bundle's."""
     problem: str | None = None
 
-    def mount(self, app: FastAPI) -> None:
+    def mount(self, app: FastAPI, engine: HybridEngine) -> None:
         @app.get("/ready")
         async def ready() -> JSONResponse:
-            return JSONResponse(asdict(self), 200 if self.ready else 503)
+            details = {"router_drift_psi": engine.hybrid.router.drift.psi}
+            return JSONResponse(asdict(self) | details, 200 if self.ready else 503)
 
     async def check(self, engine: HybridEngine, bundle: Bundle | None, modes: list[Mode]) -> None:
         """Warm up, compare, and open the gate. A bundle that does not match keeps it closed, with the figure."""

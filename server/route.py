@@ -4,7 +4,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.policy import Mode, Scores
+from router.policy import Decision, Mode, Policy, Scores
+from router.router import Options
 
 
 @dataclass(slots=True)
@@ -14,22 +15,38 @@ class Route:
     requested: Mode
     num_latents: int | None = None
     """Latents that the client asked for; None: the server's default."""
-    mode: Mode | None = None
-    """None until the engine has decided."""
+    options: Options = field(default_factory=Options)
+    names_temperature: bool = False
     only_route: bool = False
     """Read and decide, and generate nothing (`/v1/route`)."""
+    policy: Policy | None = None
+    """Of mode auto."""
+    decision: Decision | None = None
+    """None until the engine has decided; another one after an escalation."""
     scores: Scores | None = None
     """What step 1 found out; None where there was none."""
-    score: float | None = None
-    threshold: float | None = None
-    reason: str = ""
+    confidence: float | None = None
+    """Probability of the least certain token of a cheap answer that was checked."""
     latent_tokens: int = 0
     escalated: bool = False
+    restarts: bool = False
+    """The answer that is being streamed was found doubtful: the explicit one is to follow."""
+    generated_tokens: int = 0
+    discarded_tokens: int = 0
+    """Of an answer that was found doubtful."""
     read_seconds: float | None = None
     """Step 1 as the gateway saw it: prefill, capture, network and probe."""
     network_seconds: float | None = None
     in_flight: set[str] = field(default_factory=set)
     """Engine requests that have not ended."""
+
+    @property
+    def mode(self) -> Mode | None:
+        return self.decision.mode if self.decision else None
+
+    @property
+    def score(self) -> float | None:
+        return self.decision.score if self.decision else None
 
     @property
     def thinks_in_text(self) -> bool:
@@ -38,15 +55,25 @@ class Route:
 
     def public(self) -> dict[str, Any]:
         """The `route` object of a response."""
-        return {
+        decision = self.decision
+        shown: dict[str, Any] = {
             "requested": self.requested,
             "mode": self.mode,
-            "score": None if self.score is None else round(self.score, 4),
-            "threshold": self.threshold,
-            "reason": self.reason,
+            "score": _rounded(self.score),
+            "threshold": _rounded(decision.threshold) if decision else None,
+            "reason": decision.reason if decision else "",
             "latent_tokens": self.latent_tokens,
             "escalated": self.escalated,
         }
+        if self.requested is Mode.AUTO:
+            shown |= {"policy": self.policy.name if self.policy else None, "discarded_tokens": self.discarded_tokens}
+            if self.mode is Mode.EXPLICIT and decision and decision.thinking_budget is not None:
+                shown["thinking_budget"] = decision.thinking_budget
+        return shown
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 # Set for each HTTP request; vLLM's serving layer, which stands between the request and the engine, does not know it.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from router.policy import Mode
@@ -24,6 +24,14 @@ class Settings(BaseSettings):
     device: Literal["cpu", "cuda"] = "cpu"
     default_mode: Mode = Field(Mode.AUTO, description="For requests that say nothing about their mode.")
     num_latent_tokens: int | None = Field(None, gt=0, description="Latents per question; the bundle's own number by default.")
+    policy: str | None = Field(None, description="Of mode auto, by name; utility with a calibrated probe, else entropy.")
+    operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
+    decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
+    decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")
+    log_questions: bool = Field(False, description="Write the conversations into the decision log, too.")
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="Share of auto's answers that are compared with another mode's in idle time."
+    )
     entropy_threshold: float = Field(
         0.5,
         ge=0,

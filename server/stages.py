@@ -1,5 +1,6 @@
 """`latentserve train …, router …, analyse …, demo …, bundle`: thin commands over the offline stages."""
 
+import asyncio
 import itertools
 import json
 import shutil
@@ -7,14 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+import httpx
 import typer
+from pydantic import ValidationError
 
 from reasoning_net.config import Conditioner
 from reasoning_net.demo.questions import Split
 from reasoning_net.tasks import TaskSpec
-from server.settings import DEMO_MODEL, Settings
+from server.settings import DEMO_BUNDLE, DEMO_MODEL, Settings
+
+if TYPE_CHECKING:
+    from router.calibration import Target
 
 demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its questions, and how its model is made.")
 train = typer.Typer(no_args_is_help=True, help="Train a reasoning network: traces, SFT, GRPO, sweeps. Every stage resumes.")
@@ -46,10 +52,11 @@ def one_sentence(output: Path | None = None) -> Iterator[None]:
     """What a stage's user can mend ends in one sentence instead of a traceback."""
     from reasoning_net.bundle import BundleError
     from reasoning_net.errors import StageError
+    from router.policy import RouterError
 
     try:
         yield
-    except (StageError, BundleError) as error:
+    except (StageError, BundleError, RouterError) as error:
         raise fail(" ".join(str(error).split())) from None
     except Exception:
         # torch, safetensors and the standard library each say it in their own way.
@@ -274,24 +281,24 @@ def trajectory(
 
 @router.command()
 def fit(
-    bundle: Annotated[Path, typer.Option(help="Gets the probe and the threshold; made by `latentserve bundle`.")],
+    bundle: Annotated[Path, typer.Option(help="Gets the probe and the calibration; made by `latentserve bundle`.")],
     model: Model = str(DEMO_MODEL),
     data: Data = "demo",
     preset: Preset = None,
     columns: Columns = "",
     whole: Whole = False,
-    n: Annotated[int, typer.Option(help="Validation questions; a quarter of them choose the threshold.")] = 8000,
-    explicit_questions: Annotated[int, typer.Option(help="As many of them are answered explicitly as well.")] = 2000,
+    n: Annotated[int, typer.Option(help="Validation questions; a quarter of them are held out.")] = 8000,
+    explicit_questions: Annotated[int, typer.Option(help="Of the others, as many are answered explicitly as well.")] = 1000,
     samples: Annotated[int, typer.Option(help="Direct and latent answers per question.")] = 4,
     temperature: Annotated[float, typer.Option(help="Of the answers; 0: one greedy answer each.")] = 0.6,
     top_p: TopP = 0.95,
     hidden_size: Annotated[int, typer.Option(help="Of the probe; 0: linear heads.")] = 128,
-    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.02,
+    max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.01,
     max_reply_tokens: Annotated[int, typer.Option(help="Limit on an answer without thinking.")] = 24,
     max_thinking_tokens: Annotated[int, typer.Option(help="Limit on thinking and answer.")] = 1024,
     seed: Seed = 1,
 ) -> None:
-    """Fit the probe, choose the threshold of auto, and write both into the bundle."""
+    """Fit the probe, calibrate the router, and write both into the bundle."""
     from router.fit import FitConfig, main
 
     with one_sentence(bundle):
@@ -301,6 +308,96 @@ def fit(
             max_reply_tokens=max_reply_tokens, max_thinking_tokens=max_thinking_tokens, seed=seed,
         )  # fmt: skip
         typer.echo(json.dumps(main(config), indent=2))
+
+
+Url = Annotated[str, typer.Option(help="The server.")]
+ExplicitShare = Annotated[float | None, typer.Option(help="Share of questions that are thought through in text.")]
+AccuracyFloor = Annotated[float | None, typer.Option(help="The cheapest setting that is right this often.")]
+MeanTokens = Annotated[float | None, typer.Option(help="The best setting that generates no more tokens a question.")]
+
+
+@router.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Option(help="With a probe; gets the setting.")],
+    explicit_share: ExplicitShare = None,
+    accuracy_floor: AccuracyFloor = None,
+    mean_tokens: MeanTokens = None,
+    p95_seconds: Annotated[float | None, typer.Option(help="The best whose slowest twentieth starts here; with --url.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running server of this base, where seconds are measured.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once while seconds are measured.")] = 8,
+    data: Data = "demo",
+    preset: Preset = None,
+    columns: Columns = "",
+) -> None:
+    """Set what auto is to reach: one target, for which the price of a token is found."""
+    from router.calibrate import CalibrateConfig, main
+
+    with one_sentence(bundle):
+        target = _target(
+            explicit_share=explicit_share, accuracy_floor=accuracy_floor, mean_tokens=mean_tokens, p95_seconds=p95_seconds
+        )
+        if target is None:
+            raise fail("give one of --explicit-share, --accuracy-floor, --mean-tokens, --p95-seconds")
+        config = CalibrateConfig(bundle, target, url, concurrency=concurrency, task=TaskSpec(data, preset, columns, False))
+        try:
+            typer.echo(json.dumps(main(config), indent=2))
+        except httpx.HTTPError as error:
+            raise fail(f"{url}: {error!r}") from None
+
+
+@router.command()
+def replay(
+    log: Annotated[Path, typer.Argument(help="Decision log of a server (LATENTSERVE_DECISION_LOG).")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that it served.")] = DEMO_BUNDLE,
+    policy: Annotated[str | None, typer.Option(help="By name. Default: utility.")] = None,
+    explicit_share: ExplicitShare = None,
+    accuracy_floor: AccuracyFloor = None,
+    mean_tokens: MeanTokens = None,
+) -> None:
+    """What another policy, or another setting, would have decided on logged traffic."""
+    from router.replay import ReplayConfig, main
+    from router.router import Options
+
+    with one_sentence():
+        _target(explicit_share=explicit_share, accuracy_floor=accuracy_floor, mean_tokens=mean_tokens)
+        options = Options(policy=policy, explicit_share=explicit_share, accuracy_floor=accuracy_floor, mean_tokens=mean_tokens)
+        typer.echo(json.dumps(main(ReplayConfig(log, bundle, options)), indent=2))
+
+
+@router.command("eval")
+def evaluate(
+    output: Annotated[Path, typer.Option(help="Directory for the tables, figures and plots.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that the server serves.")] = DEMO_BUNDLE,
+    url: Url = "http://127.0.0.1:8000",
+    data: Data = "demo",
+    preset: Preset = None,
+    columns: Columns = "",
+    whole: Whole = False,
+    n: Annotated[int, typer.Option(help="Held-out questions.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 31,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
+) -> None:
+    """Accuracy against cost of every policy, beside single modes, random mixes and an oracle."""
+    from router.evaluate import RouterEvalConfig, main
+
+    with one_sentence(output):
+        task = TaskSpec(data, preset, columns, whole)
+        config = RouterEvalConfig(bundle, url, output, task, n=n, seed=seed, concurrency=concurrency)
+        try:
+            typer.echo(asyncio.run(main(config)))
+        except httpx.HTTPError as error:
+            raise fail(f"{url}: {error!r}") from None
+
+
+def _target(**asked: float | None) -> "Target | None":
+    """The one target that was asked for; None when there is none."""
+    from router.calibration import Target
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    try:
+        return Target(**given) if given else None
+    except ValidationError as error:
+        raise fail("; ".join(e["msg"] for e in error.errors())) from None
 
 
 def bundle(

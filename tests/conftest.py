@@ -27,6 +27,7 @@ from reasoning_net.frozen import FrozenBase
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 
 START_SECONDS = 240
+OPERATOR_KEY = "operator"
 
 
 def free_port() -> int:
@@ -64,9 +65,18 @@ def running_server(log: Path, *flags: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_server(tmp_path_factory.mktemp("server") / "log.txt") as url:
-        yield url
+def decision_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("decisions") / "decisions.jsonl"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, decision_log: Path) -> Iterator[str]:
+    settings = {"LATENTSERVE_OPERATOR_KEY": OPERATOR_KEY, "LATENTSERVE_DECISION_LOG": str(decision_log)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        with running_server(tmp_path_factory.mktemp("server") / "log.txt") as url:
+            yield url
 
 
 @pytest.fixture(scope="session")

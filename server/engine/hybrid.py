@@ -1,8 +1,9 @@
 """HybridEngine: vLLM's AsyncLLM with one seam, `generate`, where a request takes its way.
 
 read        prefill X once; in the worker: final hidden states → probe, reasoning network → z
-decide      a pure function of the requested mode and the scores
+decide      a policy: a pure function of the scores and the limits
 answer      [X ; layout of the mode], X from the prefix cache
+check       (auto) a cheap answer that is doubtful is replaced by an explicit one
 """
 
 import asyncio
@@ -20,9 +21,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
-from router.policy import Decision, Mode, Scores, Thresholds, decide
+from reasoning_net.rollouts import least_certain
+from router.policy import Decision, Limits, Mode, RouterError, Scores, requested
+from router.router import Router
 from server.engine.prompt import ROLE_KEY, Role, Verdict
-from server.metrics import Metrics
+from server.engine.shadow import Shadows
+from server.metrics import FALLBACKS, Metrics
 from server.route import Route, current_route
 
 _ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
@@ -33,7 +37,7 @@ class Hybrid:
     """What makes this engine hybrid: everything that `generate` needs beside vLLM."""
 
     layout: LayoutIds
-    thresholds: Thresholds
+    router: Router
     num_latents: int
     """Latents per question by default; 0 without a reasoning network."""
     max_latents: int
@@ -76,6 +80,7 @@ class HybridEngine(AsyncLLM):
     """An engine client: vLLM's serving layer does not know that it is not a plain AsyncLLM."""
 
     hybrid: Hybrid
+    _shadows: Shadows | None = None
 
     async def install(
         self,
@@ -84,20 +89,28 @@ class HybridEngine(AsyncLLM):
         metrics: Metrics,
         *,
         num_latents: int | None = None,
+        policy: str | None = None,
         entropy_threshold: float = 0.5,
+        shadow_share: float = 0.0,
     ) -> None:
-        """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request."""
+        """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request.
+
+        Raises `RouterError` for a policy that this bundle cannot have.
+        """
         manifest = bundle.manifest if bundle else None
         net = manifest.reasoning_net if manifest else None
         probe = manifest.probe if manifest else None
         max_latents = net.num_latent_tokens if net else 0
         conditions_on_all = bool(net and net.reads_all_positions) or bool(probe and set(probe.features) != {"last"})
-        thresholds = manifest.thresholds if manifest else Thresholds()
-        if thresholds.entropy is None:
-            thresholds = thresholds.model_copy(update={"entropy": entropy_threshold})
+        router = Router(
+            manifest.calibration if manifest else None,
+            policy=policy,
+            entropy_threshold=entropy_threshold,
+            has_entropy=probe is None and net is None,
+        )
         self.hybrid = Hybrid(
             layout=layout,
-            thresholds=thresholds,
+            router=router,
             num_latents=num_latents or (manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents),
             max_latents=max_latents,
             has_probe=probe is not None,
@@ -105,6 +118,9 @@ class HybridEngine(AsyncLLM):
             cache_salt=bundle.fingerprint() if bundle and net else None,
             metrics=metrics,
         )
+        metrics.watch_drift(lambda: router.drift.psi)
+        if shadow_share:
+            self._shadows = Shadows(self, shadow_share, metrics, self.get_tokenizer().decode)
         self._lost = 0
         # z is held from step 1 to the end of step 3: as many requests as the engine runs at once, and as many again waiting.
         permits = 2 * self.vllm_config.scheduler_config.max_num_seqs
@@ -125,7 +141,9 @@ class HybridEngine(AsyncLLM):
         else:
             self._check(route, token_ids, sampling_params)
             key = f"{request_id}-{time.monotonic_ns()}"
-            outputs = self._routed(_Request(prompt, token_ids, sampling_params, request_id, key, route, kwargs))
+            request = _Request(prompt, token_ids, sampling_params, request_id, key, route, kwargs)
+            # After an escalation all is decided, and the doubtful answer was streamed.
+            outputs = self._answer(request) if route.escalated else self._routed(request)
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -134,7 +152,7 @@ class HybridEngine(AsyncLLM):
         """Read, decide, answer."""
         route = request.route
         if route.requested not in (Mode.LATENT, Mode.AUTO) and not route.only_route:
-            self._settle(route, Decision(route.requested, None, None, "requested"))
+            self._settle(route, requested(route.requested, Scores()))
             async with aclosing(self._answer(request)) as outputs:
                 async for output in outputs:
                     yield output
@@ -143,31 +161,98 @@ class HybridEngine(AsyncLLM):
         await self._latent_permits.acquire()
         holds_permit = True
         try:
-            verdict = await self._read(request)
-            route.scores = scores = verdict.scores
-            decision = decide(route.requested, scores, self.hybrid.thresholds, can_think_latent=self.hybrid.can_think_latent)
-            self._settle(route, self._safe(decision, verdict))
+            decision = await self._route(request)
             if route.only_route:
                 yield _nothing(request)
                 return
             if route.mode is not Mode.LATENT:  # a long answer that needs no latents keeps nobody waiting
                 self._latent_permits.release()
                 holds_permit = False
-            async with aclosing(self._answer(request)) as outputs:
+            answered: list[int] = []
+            answers = self._checked(request) if decision.check else self._answer(request)
+            async with aclosing(answers) as outputs:
                 async for output in outputs:
                     finished = output.finished
+                    if holds_permit and route.escalated:
+                        self._latent_permits.release()
+                        holds_permit = False
+                    if self._shadows and route.requested is Mode.AUTO:
+                        answered += output.outputs[0].token_ids
                     yield output
+            if self._shadows and answered and not route.restarts:
+                self._shadows.consider(request.prompt, request.sampling_params, route, answered)
         finally:
             if holds_permit:
                 self._latent_permits.release()
             if not finished:
                 self._release(request.key)
 
+    async def _route(self, request: "_Request") -> Decision:
+        """Read and decide."""
+        route, hybrid = request.route, self.hybrid
+        verdict = await self._read(request)
+        route.scores = scores = verdict.scores
+        if route.requested is not Mode.AUTO:
+            decision = requested(route.requested, scores)
+        else:
+            # An operator may switch the policy before the answer is checked.
+            route.policy, limits = hybrid.router.policy_for(route.options), self._limits(request)
+            decision = route.policy.decide(scores, limits)
+            known = scores.correct(limits.cheap)
+            if known is not None and math.isfinite(known):
+                hybrid.router.drift.add(known)
+        decision = self._safe(decision, verdict)
+        if request.sampling_params.n > 1:
+            decision = replace(decision, check=False)  # several answers have no one confidence
+        self._settle(route, decision)
+        return decision
+
+    def _limits(self, request: "_Request") -> Limits:
+        options, cap = request.route.options, request.sampling_params.thinking_token_budget
+        return options.limits(self.hybrid.can_think_latent, cap)
+
+    async def _checked(self, request: "_Request") -> AsyncGenerator[RequestOutput, None]:
+        """A cheap answer, given when its confidence suffices; else an explicit one. Nothing is given before that is known.
+
+        With the option `early` the answer is given as it comes, and what must follow is left to who reads `route.restarts`.
+        """
+        route, held, least = request.route, list[RequestOutput](), 1.0
+        assert route.scores is not None, "an answer is checked after its question was scored"
+        assert route.policy is not None, "a policy asked for the check"
+        params = request.sampling_params.clone()
+        wants_logprobs, params.logprobs = params.logprobs is not None, params.logprobs or 0
+        async with aclosing(self._answer(replace(request, sampling_params=params))) as outputs:
+            async for output in outputs:
+                (choice,) = output.outputs
+                least = min(least, least_certain(choice.logprobs) or 1.0)
+                if not wants_logprobs:
+                    choice.logprobs = None
+                if route.options.early and not output.finished:
+                    yield output
+                else:
+                    held.append(output)
+        decision = route.policy.check(route.scores, least, self._limits(request))
+        route.confidence = least
+        self.hybrid.metrics.checked(escalated=decision.mode is Mode.EXPLICIT)
+        if decision.mode is Mode.EXPLICIT:
+            route.escalated, route.discarded_tokens, route.generated_tokens = True, route.generated_tokens, 0
+            self._settle(route, decision)
+            if not route.options.early:
+                async with aclosing(self._answer(request)) as outputs:
+                    async for output in outputs:
+                        yield output
+                return
+            route.restarts = True
+        else:
+            self._settle(route, decision)
+        for output in held:
+            yield output
+
     def _safe(self, decision: Decision, verdict: Verdict) -> Decision:
         """Explicit thinking where the latents cannot be used, counted."""
         if decision.mode is Mode.LATENT and not verdict.latents_are_finite:
-            decision = replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite")
-        if decision.reason in ("latents_not_finite", "score_not_finite"):
+            decision = replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite", check=False)
+        if decision.reason in FALLBACKS:
             self.hybrid.metrics.fallback(decision.reason)
         return decision
 
@@ -202,6 +287,10 @@ class HybridEngine(AsyncLLM):
                 "bundle that has one (train it with `latentserve train sft`), or use mode=auto, explicit or direct.",
                 parameter="mode",
             )
+        try:
+            self.hybrid.router.policy_for(route.options)
+        except RouterError as error:
+            raise VLLMValidationError(str(error), parameter="router") from None
         if route.num_latents is not None and not 0 < route.num_latents <= hybrid.max_latents:
             raise VLLMValidationError(
                 f"num_latent_tokens must be between 1 and {hybrid.max_latents}, not {route.num_latents}.",
@@ -282,8 +371,7 @@ class HybridEngine(AsyncLLM):
             self._release(key)
 
     def _settle(self, route: Route, decision: Decision) -> None:
-        route.mode, route.score, route.threshold = decision.mode, decision.score, decision.threshold
-        route.reason = decision.reason
+        route.decision = decision
         is_latent = decision.mode is Mode.LATENT
         route.latent_tokens = (route.num_latents or self.hybrid.num_latents) if is_latent else 0
 
@@ -295,12 +383,17 @@ class HybridEngine(AsyncLLM):
             start = len(request.token_ids) + len(layout.before_latents)
             role = Role("answer", request.key, route.latent_tokens, start, params.n)
         else:
-            suffix = layout.direct if route.mode is Mode.DIRECT else layout.explicit
+            suffix = layout.direct if route.mode is Mode.DIRECT else (*layout.explicit, *self._thinking_suffix(route))
             role = Role("forget", request.key, 0)  # latents that step 1 computed and the decision does not want
         if route.requested in (Mode.LATENT, Mode.AUTO):
             params.extra_args = (params.extra_args or {}) | role.extra_args()
         if route.mode is not Mode.EXPLICIT:
             kwargs = kwargs | {"reasoning_ended": True}  # a grammar constrains from the first token on
+        elif route.decision:
+            if route.decision.thinking_budget is not None and self.vllm_config.reasoning_config is not None:
+                params.thinking_token_budget = route.decision.thinking_budget
+            if route.decision.temperature is not None and not route.names_temperature:
+                params.temperature = route.decision.temperature
         outputs = super().generate(request.prompt_with(suffix), params, request.request_id, **kwargs)
         async with aclosing(outputs):
             route.in_flight.add(request.request_id)
@@ -311,7 +404,13 @@ class HybridEngine(AsyncLLM):
                     self._lost += 1
                     raise GenerationError("The engine lost the latents of this request. Try again.")
                 output.prompt_token_ids = request.token_ids  # the client's tokens: what usage counts
+                route.generated_tokens += sum(len(o.token_ids) for o in output.outputs)
                 yield output
+
+    def _thinking_suffix(self, route: Route) -> list[int]:
+        if route.decision is None or not route.decision.suffix:
+            return []
+        return self.get_tokenizer().encode(route.decision.suffix, add_special_tokens=False)
 
     def _release(self, key: str) -> None:
         """Drop latents that nobody will ask for, without waiting."""

@@ -53,6 +53,8 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
         default("--enforce-eager")  # a model of three million parameters: starting faster beats compiling
     parser = make_arg_parser(FlexibleArgumentParser(prog="latentserve serve"))
     args = parser.parse_args([*defaults, *flags])
+    if settings.operator_key and args.api_key:
+        args.api_key.append(settings.operator_key.get_secret_value())  # an operator is a client, too
     args.worker_extension_cls = "server.engine.worker.HybridWorker"
     if args.served_model_name is None:
         args.served_model_name = [args.model]
@@ -99,7 +101,9 @@ async def start_engine(
             layout.token_ids(tokenizer),
             metrics,
             num_latents=settings.num_latent_tokens,
+            policy=settings.policy,
             entropy_threshold=settings.entropy_threshold,
+            shadow_share=settings.shadow_share,
         )
         await engine.reset_mm_cache()
         yield engine

@@ -50,6 +50,15 @@ def test_unknown_bundle_field(tmp_path: Path) -> None:
     assert "surprise" in start("--bundle", str(other))
 
 
+def test_policies_that_cannot_be_had(tmp_path: Path) -> None:
+    assert "There is no policy 'clever'" in start("--policy", "clever")
+    other = tmp_path / "bundle"
+    shutil.copytree(DEMO_BUNDLE, other)
+    manifest = json.loads((other / "bundle.json").read_text()) | {"calibration": None, "probe": None}
+    (other / "bundle.json").write_text(json.dumps(manifest))
+    assert "router fit" in start("--bundle", str(other), "--policy", "utility")
+
+
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTSERVE_KV_CACHE_GIB", "100000")
     assert "100000 GiB, but only" in start()

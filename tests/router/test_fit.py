@@ -11,51 +11,10 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.tasks import DemoTask
 from router import fit as fitting
-from router.fit import (
-    FitConfig,
-    Observations,
-    auroc,
-    brier,
-    calibration_error,
-    fit,
-    predict,
-    reliability,
-    report,
-    threshold_for,
-)
+from router.figures import auroc, calibration_error
+from router.fit import Answers, FitConfig, Observations, calibration_outcomes, fit, fit_confidence, predict, report
+from router.policy import Mode
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
-
-
-def test_auroc_of_perfect_inverted_and_useless_scores() -> None:
-    labels = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    assert auroc(torch.tensor([0.1, 0.2, 0.3, 0.4]), labels) == 1.0
-    assert auroc(torch.tensor([0.4, 0.3, 0.2, 0.1]), labels) == 0.0
-    assert auroc(torch.tensor([0.1, 0.4, 0.2, 0.3]), labels) == 0.5
-    assert auroc(torch.ones(4), labels) == 0.5  # ties count half
-    assert math.isnan(auroc(torch.rand(4), torch.ones(4)))
-
-
-def test_auroc_of_shares_is_that_of_the_single_answers() -> None:
-    scores, shares = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.25, 0.5, 1.0])
-    answers = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1])
-    assert auroc(scores, shares) == pytest.approx(auroc(scores.repeat_interleave(4), answers))
-    assert brier(scores, shares) == pytest.approx(float(((scores.repeat_interleave(4) - answers) ** 2).mean()))
-
-
-def test_calibration_error_and_reliability_compare_predictions_with_shares() -> None:
-    scores = torch.tensor([0.25, 0.25, 0.85, 0.85])
-    labels = torch.tensor([0.0, 1.0, 1.0, 1.0])
-    assert calibration_error(scores, labels) == pytest.approx(0.5 * 0.25 + 0.5 * 0.15)
-    points = reliability(torch.cat([scores, scores[:1]]), torch.cat([labels, torch.tensor([math.nan])]))
-    assert [(round(x, 2), y) for x, y, _ in points] == [(0.25, 0.5), (0.85, 1.0)]
-
-
-def test_threshold_spends_the_allowed_loss_and_no_more() -> None:
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    correct = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    assert threshold_for(scores, correct, max_loss=0.0, explicit_accuracy=1.0) == pytest.approx(0.8)
-    assert threshold_for(scores, correct, max_loss=0.25, explicit_accuracy=1.0) == pytest.approx(0.7)
-    assert threshold_for(scores, torch.zeros(4), max_loss=0.1, explicit_accuracy=1.0) > 1
 
 
 def observations(n: int, seed: int) -> Observations:
@@ -68,7 +27,16 @@ def observations(n: int, seed: int) -> Observations:
     explicit = torch.where(asked, torch.ones(n), math.nan)
     tokens = torch.where(asked, 100 * (0.5 * states[:, 2]).exp(), math.nan)
     levels = torch.arange(n) % 2 + 1.0
-    return Observations({"last": states}, {"direct": shares, "explicit": explicit, "tokens": tokens}, {"steps": levels})
+    right = torch.bernoulli(chance.expand(4, -1), generator=generator).T
+    confidence = (0.5 + 0.4 * (2 * right - 1) * torch.rand(n, 4, generator=generator)).clamp(0, 1)
+    answers = {
+        "correct": right,
+        "confidence": confidence,
+        "tokens": torch.full((n, 4), 6.0),
+        "direct tokens": torch.full((n,), 6.0),
+    }
+    labels = {"direct": shares, "explicit": explicit, "tokens": tokens}
+    return Observations({"last": states}, labels, {"steps": levels}, answers)
 
 
 def test_a_probe_learns_chances_and_lengths_and_is_calibrated() -> None:
@@ -89,14 +57,29 @@ def test_a_probe_learns_chances_and_lengths_and_is_calibrated() -> None:
     assert auroc(linear["direct"], right.float()) < 0.7
 
 
+def test_confidence_says_how_likely_an_answer_is_right() -> None:
+    held = observations(1500, seed=1)
+    scores = predict(fit(observations(4000, seed=0), ("last",)), held)
+    outcomes, confidence = calibration_outcomes(held, scores, Mode.DIRECT)
+    posteriors = torch.tensor([confidence.posterior(o.scores.direct, o.confidence) for o in outcomes])
+    right = torch.tensor([o.correct[Mode.DIRECT] for o in outcomes])
+    assert auroc(posteriors, right) > auroc(scores["direct"], right) + 0.02
+    assert calibration_error(posteriors, right) < 0.05
+
+
+def test_confidence_of_answers_that_are_all_right_is_finite() -> None:
+    confidence = fit_confidence(torch.full((50,), 0.9), torch.rand(50), torch.ones(50))
+    assert confidence.posterior(0.9, 0.9) > 0.95
+
+
 def test_a_chain_without_an_end_is_no_answer() -> None:
     example = next(DemoTask().examples(0, "test"))
-    replies = [[Reply([], f"so {example.reply}</think>\n\n{example.reply}", True), Reply([], f"so {example.reply}", False)]]
-    assert fitting.right(replies, [example], DemoTask(), after="</think>") == [0.5]
-    assert fitting.right(replies, [example], DemoTask()) == [1.0]
+    replies = [[Reply([1], f"so {example.reply}</think>\n\n{example.reply}", True), Reply([1], f"so {example.reply}", False)]]
+    assert Answers.of(replies, [example], DemoTask(), after="</think>").correct.tolist() == [[1.0, 0.0]]
+    assert Answers.of(replies, [example], DemoTask()).correct.tolist() == [[1.0, 1.0]]
 
 
-def test_fitting_writes_probe_threshold_figures_and_plot_into_the_bundle(tmp_path: Path, base: FrozenBase) -> None:
+def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_path: Path, base: FrozenBase) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(DEMO_BUNDLE, bundle)
     config = FitConfig(str(DEMO_MODEL), bundle, n=120, explicit_questions=20, samples=2, max_thinking_tokens=512)
@@ -106,6 +89,8 @@ def test_fitting_writes_probe_threshold_figures_and_plot_into_the_bundle(tmp_pat
     assert set(figures["auroc of baselines for latent"]) == {"length", "steps", "entropy"}
     assert (bundle / "reliability.png").read_bytes().startswith(b"\x89PNG")
     written = Bundle.load(bundle)
+    calibrated = figures.pop("calibrated")
     assert written.manifest.scores["router fit"] == json.loads(json.dumps(figures))
-    assert written.manifest.thresholds.latent == pytest.approx(figures["threshold"], abs=1e-4)
+    assert written.manifest.calibration.point.accuracy == calibrated["accuracy"] >= figures["accuracy"]["explicit"] - 0.011
+    assert len(written.calibration_outcomes()["confidence"]) == 30
     assert written.probe().config.targets == ("direct", "latent", "explicit", "tokens")

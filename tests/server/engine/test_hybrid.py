@@ -21,6 +21,7 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
 from server.engine.hybrid import HybridEngine
+from server.engine.shadow import Shadows
 from server.metrics import Metrics
 from server.route import Route, current_route
 from server.settings import DEMO_MODEL
@@ -186,6 +187,27 @@ async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: 
             break
         await asyncio.sleep(0.05)
     assert (state["latents"], state["partial_prompts"]) == (0, 0)
+
+
+async def test_idle_time_compares_answers_with_another_modes(
+    engine: HybridEngine, prompts: list[list[int]], metrics: Metrics
+) -> None:
+    def shadowed() -> float:
+        samples = [s for family in metrics._shadows.collect() for s in family.samples if s.name.endswith("_total")]
+        return sum(s.value for s in samples if s.labels["outcome"] in ("agrees", "differs"))
+
+    engine._shadows = Shadows(engine, 1.0, metrics, engine.get_tokenizer().decode)
+    try:
+        for i in range(3):
+            await generate(engine, prompts[i], Mode.AUTO, f"shadowed-{i}", max_tokens=300)
+        for _ in range(600):
+            if shadowed() == 3:
+                break
+            await asyncio.sleep(0.05)
+        assert shadowed() == 3
+    finally:
+        engine._shadows.close()
+        engine._shadows = None
 
 
 async def test_lost_latents_fail_their_request_and_poison_nothing(

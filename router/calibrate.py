@@ -1,0 +1,124 @@
+"""Find the price that gives what an operator asked for, on the questions that `router fit` held out.
+
+    latentserve router calibrate --bundle runs/bundle --explicit-share 0.3
+
+No engine is needed, except to measure seconds: those belong to the server that will run.
+"""
+
+import asyncio
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from tqdm import tqdm
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.errors import StageError
+from reasoning_net.evaluate import ask
+from reasoning_net.tasks import TaskSpec
+from router.calibration import Calibration, Confidence, Point, Target, choose
+from router.outcomes import Outcome, curve, from_tensors
+from router.policies.utility import Utility
+from router.policy import Limits, Mode
+
+_POINTS = 101
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateConfig:
+    bundle: Path
+    target: Target
+    url: str | None = None
+    """A server of the bundle's base: where seconds are measured."""
+    n: int = 48
+    """Questions in each mode for that."""
+    concurrency: int = 8
+    task: TaskSpec = field(default_factory=TaskSpec)
+
+
+def main(config: CalibrateConfig) -> dict[str, Any]:
+    """Put the target in force in the bundle. Raises `RouterError` for one that cannot be met."""
+    bundle = Bundle.load(config.bundle)
+    manifest, columns = bundle.manifest, bundle.calibration_outcomes()
+    if manifest.calibration is None or columns is None:
+        raise StageError(f"{config.bundle} has no calibrated probe. Fit one with `latentserve router fit`.")
+    outcomes, cheap = from_tensors(columns), Mode.LATENT if manifest.reasoning_net else Mode.DIRECT
+    if config.url:
+        models = asyncio.run(measure_seconds(config.url, config.task, cheap, config.n, config.concurrency))
+        outcomes = [replace(o, seconds={mode: a + b * o.tokens[mode] for mode, (a, b) in models.items()}) for o in outcomes]
+    elif config.target.p95_seconds is not None:
+        raise StageError("Seconds belong to a machine. Start the server that will run, and name it with --url.")
+    calibration = calibrate(outcomes, manifest.calibration.confidence, config.target, cheap)
+    calibration = calibration.model_copy(update={"strategies": manifest.calibration.strategies})
+    bundle.update(calibration=calibration)
+    return {"target": config.target.model_dump(exclude_none=True)} | calibration.point.model_dump(exclude_none=True)
+
+
+def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target: Target, cheap: Mode) -> Calibration:
+    """The whole curve, and the point on it that meets the target, on outcomes of which all answers are known."""
+    explicit = torch.tensor([o.tokens[Mode.EXPLICIT] for o in outcomes])
+    expected = torch.tensor([o.scores.tokens or math.nan for o in outcomes])
+    nothing = Point(price=0, accuracy=0, explicit_share=0, mean_tokens=0)
+    calibration = Calibration(
+        target=target,
+        point=nothing,
+        points=(),
+        answer_tokens={mode: round(statistics.fmean(o.tokens[mode] for o in outcomes), 2) for mode in {Mode.DIRECT, cheap}},
+        budget_ratio=round(float((explicit / expected).nanquantile(0.999)), 3),
+        longest_tokens=round(float(explicit.quantile(0.99)), 1),
+        confidence=confidence,
+        score_edges=tuple(round(float(q), 5) for q in cheap_scores(outcomes, cheap).quantile(torch.linspace(0.1, 0.9, 9))),
+    )
+    limits = Limits(can_think_latent=cheap is Mode.LATENT)
+    points = curve(lambda price: Utility(calibration, price), prices(calibration, outcomes, limits), outcomes, limits)
+    return calibration.model_copy(update={"points": tuple(points), "point": choose(points, target)})
+
+
+def cheap_scores(outcomes: Sequence[Outcome], cheap: Mode) -> torch.Tensor:
+    return torch.tensor([value for o in outcomes if (value := o.scores.correct(cheap)) is not None])
+
+
+def prices(calibration: Calibration, outcomes: Sequence[Outcome], limits: Limits) -> list[float]:
+    """Prices whose shares of explicit answers are spread evenly from 1 to 0."""
+    gains = []
+    for o in outcomes:
+        cheap = o.scores.correct(limits.cheap) or 0.0
+        if calibration.confidence is not None and o.confidence is not None:
+            cheap = calibration.confidence.posterior(cheap, o.confidence)
+        sure = 1.0 if o.scores.explicit is None else o.scores.explicit
+        gains.append((sure - cheap) / (o.scores.tokens or calibration.longest_tokens))
+    quantiles = torch.tensor(gains).quantile(torch.linspace(0, 1, _POINTS)).clamp(min=0)
+    return sorted({0.0, *quantiles.tolist(), float(quantiles[-1]) * 1.01 + 1e-9})
+
+
+async def measure_seconds(url: str, task: TaskSpec, cheap: Mode, n: int, concurrency: int) -> dict[Mode, tuple[float, float]]:
+    """Seconds of an answer as a + b · tokens, by mode, from n questions in each at that concurrency: (a, b)."""
+    examples = list(itertools.islice(task.load().examples(7, "validation"), n))
+    gate, models = asyncio.Semaphore(concurrency), {}
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        name = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+
+        async def timed(mode: Mode, messages: list[dict[str, str]], progress: tqdm) -> tuple[float, float]:
+            async with gate:
+                started = time.perf_counter()
+                response = await ask(client, {"model": name, "mode": mode, "messages": messages, "temperature": 0})
+                seconds = time.perf_counter() - started
+            progress.update()
+            return float(response.raise_for_status().json()["usage"]["completion_tokens"]), seconds
+
+        for mode in dict.fromkeys((Mode.DIRECT, cheap, Mode.EXPLICIT)):
+            with tqdm(total=n, desc=f"seconds of {mode}", unit="question") as progress:
+                tokens, seconds = zip(
+                    *await asyncio.gather(*(timed(mode, e.messages, progress) for e in examples)), strict=True
+                )
+            varies = len(set(tokens)) > 1 and mode is Mode.EXPLICIT
+            slope, intercept = statistics.linear_regression(tokens, seconds) if varies else (0.0, statistics.fmean(seconds))
+            models[mode] = (max(0.0, intercept), max(0.0, slope))
+    return models

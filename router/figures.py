@@ -1,0 +1,51 @@
+"""How well scores rank answers, and how true they are as probabilities. Labels (n,) are shares of right answers."""
+
+import math
+
+import torch
+from torch import Tensor
+
+_BINS = 10
+
+
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve: the chance that a right answer is scored above a wrong one; ties count half.
+
+    Labels (n,) are shares of right answers. NaN where all are right, or all wrong.
+    """
+    _, group = scores.unique(return_inverse=True)  # ascending
+    right, wrong = (torch.zeros(int(group.max()) + 1, dtype=torch.double) for _ in range(2))
+    right.index_add_(0, group, labels.double())
+    wrong.index_add_(0, group, 1 - labels.double())
+    pairs = right.sum() * wrong.sum()
+    below = wrong.cumsum(0) - wrong
+    return float((right * (below + wrong / 2)).sum() / pairs) if pairs else math.nan
+
+
+def brier(scores: Tensor, labels: Tensor) -> float:
+    """Mean squared error of P(correct) as a forecast of each answer; labels are shares of right answers."""
+    return float((labels * (1 - scores) ** 2 + (1 - labels) * scores**2).mean())
+
+
+def _bins(scores: Tensor) -> Tensor:
+    """Which tenth of [0, 1] each score is in."""
+    return (scores * _BINS).long().clamp(0, _BINS - 1)
+
+
+def reliability(scores: Tensor, labels: Tensor) -> list[tuple[float, float, float]]:
+    """(mean prediction, share of right answers, its standard error) in each tenth of [0, 1] that holds predictions."""
+    known = ~labels.isnan()
+    scores, labels = scores[known], labels[known]
+    bins = _bins(scores)
+    points = []
+    for index in bins.unique().tolist():
+        share = float(labels[bins == index].mean())
+        error = math.sqrt(share * (1 - share) / int((bins == index).sum()))
+        points.append((float(scores[bins == index].mean()), share, error))
+    return points
+
+
+def calibration_error(scores: Tensor, labels: Tensor) -> float:
+    """Expected calibration error over ten bins of equal width."""
+    bins = _bins(scores)
+    return sum(abs(float((scores - labels)[bins == index].sum())) for index in bins.unique()) / len(scores)

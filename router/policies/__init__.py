@@ -1,0 +1,1 @@
+"""One policy a file; `named` makes them from their names."""

@@ -1,0 +1,23 @@
+"""GlimpRouter: the entropy of an answer's first token. No training; the policy of servers without a probe."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from router.policy import Decision, Limits, Mode, Policy, Scores, is_usable
+
+
+@dataclass(frozen=True)
+class Entropy(Policy):
+    name: ClassVar[str] = "entropy"
+    threshold: float
+    """Nats."""
+
+    def decide(self, scores: Scores, limits: Limits) -> Decision:
+        entropy, budget = scores.entropy, limits.budget(None)
+        if entropy is None:
+            return Decision(Mode.EXPLICIT, None, None, "no_score", budget)
+        if not is_usable(entropy):
+            return Decision(Mode.EXPLICIT, None, self.threshold, "score_not_finite", budget)
+        if entropy <= self.threshold:
+            return Decision(limits.cheap, entropy, self.threshold, "entropy_low")
+        return Decision(Mode.EXPLICIT, entropy, self.threshold, "entropy_high", budget)

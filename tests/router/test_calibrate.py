@@ -1,0 +1,76 @@
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reasoning_net.bundle import Bundle
+from reasoning_net.errors import StageError
+from reasoning_net.tasks import TaskSpec
+from router.calibrate import CalibrateConfig, calibrate, main, measure_seconds
+from router.calibration import Confidence, Target
+from router.outcomes import Outcome
+from router.policy import Mode, RouterError, Scores
+from server.settings import DEMO_BUNDLE
+
+
+def outcomes(n: int, seed: int) -> list[Outcome]:
+    """A latent answer is right as often as the score says, and more confident when it is right."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(n):
+        sure = rng.betavariate(4, 1)
+        right = float(rng.random() < sure)
+        tokens = rng.uniform(100, 300)
+        made.append(
+            Outcome(
+                Scores(0.1, sure, 1.0, tokens),
+                min(1.0, max(0.0, rng.gauss(0.9 if right else 0.5, 0.2))),
+                {Mode.DIRECT: 0.1, Mode.LATENT: right, Mode.EXPLICIT: 1.0},
+                {Mode.DIRECT: 6.0, Mode.LATENT: 6.0, Mode.EXPLICIT: tokens},
+            )
+        )
+    return made
+
+
+def test_a_share_holds_on_fresh_questions() -> None:
+    from router.outcomes import apply, summarise
+    from router.policies.utility import Utility
+    from router.policy import Limits
+
+    confidence = Confidence(prior_weight=0.5, answer_weight=1.0, bias=0.0)
+    for share in (0.1, 0.3, 0.6):
+        calibration = calibrate(outcomes(1500, 0), confidence, Target(explicit_share=share), Mode.LATENT)
+        policy = Utility(calibration, calibration.point.price)
+        fresh = summarise([apply(policy, o, Limits(True)) for o in outcomes(1500, 1)], policy.price)
+        assert fresh.explicit_share == pytest.approx(share, abs=0.04)
+        assert fresh.accuracy == pytest.approx(calibration.point.accuracy, abs=0.03)
+
+
+def test_checking_answers_beats_not_checking_them_at_the_same_cost() -> None:
+    confidence = Confidence(prior_weight=0.5, answer_weight=1.0, bias=0.0)
+    target = Target(mean_tokens=60)
+    checked = calibrate(outcomes(1500, 0), confidence, target, Mode.LATENT).point
+    unchecked = calibrate(outcomes(1500, 0), None, target, Mode.LATENT).point
+    assert checked.accuracy > unchecked.accuracy
+    assert unchecked.escalated_share == 0
+
+
+def test_the_bundle_keeps_the_target(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(DEMO_BUNDLE, bundle)
+    said = main(CalibrateConfig(bundle, Target(explicit_share=0.3)))
+    written = Bundle.load(bundle).manifest.calibration
+    assert said["explicit_share"] == written.point.explicit_share == pytest.approx(0.3, abs=0.01)
+    assert written.target == Target(explicit_share=0.3)
+    with pytest.raises(RouterError, match="out of reach"):
+        main(CalibrateConfig(bundle, Target(accuracy_floor=1.0)))
+    with pytest.raises(StageError, match="--url"):
+        main(CalibrateConfig(bundle, Target(p95_seconds=1)))
+    assert Bundle.load(bundle).manifest.calibration == written
+
+
+async def test_seconds_are_those_of_the_server(server: str) -> None:
+    seconds = await measure_seconds(server, TaskSpec(), Mode.LATENT, n=6, concurrency=2)
+    base, per_token = seconds[Mode.EXPLICIT]
+    assert base + 250 * per_token > seconds[Mode.LATENT][0] > 0

@@ -1,0 +1,38 @@
+import json
+import math
+from pathlib import Path
+
+from router.policies.always import Always
+from router.policy import Decision, Mode, Scores
+from server.decision_log import DecisionLog
+from server.route import Route
+
+
+def routed() -> Route:
+    route = Route(Mode.AUTO, policy=Always(Mode.LATENT), confidence=0.5)
+    route.decision, route.scores = Decision(Mode.LATENT, 0.9, 0.8, "worth_it"), Scores(latent=0.9, tokens=math.inf)
+    return route
+
+
+def test_question_text_is_off_by_default(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "decisions.jsonl"
+    for log_questions in (False, True):
+        log = DecisionLog(path, 1, log_questions)
+        log.write(routed(), 0.5, [{"role": "user", "content": "secret"}])
+        log.write(Route(Mode.AUTO), 0.5, [])  # failed before it was decided
+        log.close()
+    without, with_text = map(json.loads, path.read_text().splitlines())
+    assert "messages" not in without
+    assert without["scores"] == {"latent": 0.9, "tokens": None}
+    assert (without["mode"], without["policy"], without["seconds"]) == ("latent", "always", 0.5)
+    assert with_text["messages"][0]["content"] == "secret"
+
+
+def test_the_log_is_bounded(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "decisions.jsonl", 1, log_questions=True)
+    for _ in range(80):
+        log.write(routed(), 0.5, "x" * 2**17)
+    log.close()
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 5
+    assert all(file.stat().st_size <= 2**20 for file in files)
