@@ -216,7 +216,7 @@ def oracle(outcomes: Sequence[Outcome], limits: Limits, cost: str) -> Curve:
 
 def areas(curve: Curve, outcomes: Sequence[Outcome], limits: Limits, cost: str) -> dict[str, float]:
     """AUC: mean accuracy over the costs between always cheap (0) and always explicit (1). APGR (RouteLLM): the same of the
-    recovered part of the gap in accuracy; a random mix has 0.5. Empty for a single point."""
+    recovered part of the gap in accuracy, where there is one; a random mix has 0.5. Empty for a single point."""
     if len(curve) < 2:
         return {}
     ends = [
@@ -225,7 +225,8 @@ def areas(curve: Curve, outcomes: Sequence[Outcome], limits: Limits, cost: str) 
     ]
     (low, weak), (high, strong) = ends
     auc = statistics.fmean(best_at(curve, low + (high - low) * step / 200) for step in range(201))
-    return {"AUC": round(auc, 4), "APGR": round((auc - weak) / (strong - weak), 4)}
+    figures = {"AUC": round(auc, 4)}
+    return figures | ({"APGR": round((auc - weak) / (strong - weak), 4)} if strong > weak else {})
 
 
 def best_at(curve: Curve, cost: float) -> float:
@@ -251,5 +252,5 @@ def _live_table(live: dict[str, Live]) -> str:
 
 def _area_table(figures: dict[str, dict[str, float]], cost: str) -> str:
     lines = [f"| policy, cost in {cost} | AUC | APGR |", "|---|---|---|"]
-    lines += [f"| {name} | {one['AUC']:.3f} | {one['APGR']:.3f} |" for name, one in figures.items() if one]
+    lines += [f"| {name} | {one['AUC']:.3f} | {one.get('APGR', math.nan):.3f} |" for name, one in figures.items() if one]
     return "\n".join(lines)

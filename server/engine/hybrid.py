@@ -29,6 +29,7 @@ from server.engine.shadow import Shadows
 from server.metrics import FALLBACKS, Metrics
 from server.route import Route, current_route
 
+_CHECKED_TOKENS = 64  # of a cheap answer; a stream waits for them
 _ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
 
 
@@ -214,39 +215,46 @@ class HybridEngine(AsyncLLM):
     async def _checked(self, request: "_Request") -> AsyncGenerator[RequestOutput, None]:
         """A cheap answer, given when its confidence suffices; else an explicit one. Nothing is given before that is known.
 
-        With the option `early` the answer is given as it comes, and what must follow is left to who reads `route.restarts`.
+        A token that is too uncertain ends the attempt at once. With the option `early` the answer is given as it comes, and
+        what must follow is left to who reads `route.restarts`.
         """
-        route, held, least = request.route, list[RequestOutput](), 1.0
+        route, held, tokens_left = request.route, list[RequestOutput](), _CHECKED_TOKENS
         assert route.scores is not None, "an answer is checked after its question was scored"
         assert route.policy is not None, "a policy asked for the check"
-        params = request.sampling_params.clone()
+        has_begun = False
+        params, limits, route.confidence = request.sampling_params.clone(), self._limits(request), 1.0
         wants_logprobs, params.logprobs = params.logprobs is not None, params.logprobs or 0
         async with aclosing(self._answer(replace(request, sampling_params=params))) as outputs:
             async for output in outputs:
                 (choice,) = output.outputs
-                least = min(least, least_certain(choice.logprobs) or 1.0)
+                least = least_certain(choice.logprobs[: max(0, tokens_left)]) if choice.logprobs else None
                 if not wants_logprobs:
                     choice.logprobs = None
-                if route.options.early and not output.finished:
-                    yield output
-                else:
-                    held.append(output)
-        decision = route.policy.check(route.scores, least, self._limits(request))
-        route.confidence = least
-        self.hybrid.metrics.checked(escalated=decision.mode is Mode.EXPLICIT)
-        if decision.mode is Mode.EXPLICIT:
+                if least is not None:
+                    tokens_left -= len(choice.token_ids)
+                    route.confidence = min(route.confidence, least)
+                decision = route.policy.check(route.scores, route.confidence, limits)
+                if decision.mode is Mode.EXPLICIT:
+                    break
+                held.append(output)
+                if output.finished or tokens_left <= 0 or route.options.early:
+                    self._settle(route, decision)
+                    has_begun = True
+                    for kept in held:
+                        yield kept
+                    held.clear()
+        escalated = decision.mode is Mode.EXPLICIT
+        self.hybrid.metrics.checked(escalated=escalated)
+        if escalated:
+            route.in_flight.discard(request.request_id)
             route.escalated, route.discarded_tokens, route.generated_tokens = True, route.generated_tokens, 0
             self._settle(route, decision)
-            if not route.options.early:
-                async with aclosing(self._answer(request)) as outputs:
-                    async for output in outputs:
-                        yield output
+            if has_begun:
+                route.restarts = True
                 return
-            route.restarts = True
-        else:
-            self._settle(route, decision)
-        for output in held:
-            yield output
+            async with aclosing(self._answer(request)) as outputs:
+                async for output in outputs:
+                    yield output
 
     def _safe(self, decision: Decision, verdict: Verdict) -> Decision:
         """Explicit thinking where the latents cannot be used, counted."""

@@ -170,7 +170,7 @@ def test_auto_says_why(client: openai.OpenAI, asked: list[Question]) -> None:
         route = ask(client, question, "auto").route
         assert route["requested"] == "auto"
         assert (route["score"] >= route["threshold"]) == (route["mode"] == "latent")
-        assert route["reason"] == ("probe_confident" if route["mode"] == "latent" else "probe_doubtful")
+        assert route["reason"] == ("answer_confident" if route["mode"] == "latent" else "answer_doubtful")
         chosen.add(route["mode"])
     assert chosen == {"latent", "explicit"}
 

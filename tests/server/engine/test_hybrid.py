@@ -198,8 +198,7 @@ async def test_idle_time_compares_answers_with_another_modes(
 
     engine._shadows = Shadows(engine, 1.0, metrics, engine.get_tokenizer().decode)
     try:
-        for i in range(3):
-            await generate(engine, prompts[i], Mode.AUTO, f"shadowed-{i}", max_tokens=300)
+        await asyncio.gather(*(generate(engine, prompts[i], Mode.AUTO, f"shadowed-{i}", max_tokens=300) for i in range(3)))
         for _ in range(600):
             if shadowed() == 3:
                 break
@@ -242,7 +241,7 @@ async def test_latents_that_are_not_finite_fall_back_to_explicit(
     (before, *_) = await engine.collective_rpc(spoil)
     try:
         route, tokens = await generate(engine, prompts[2], Mode.LATENT, "not-finite", max_tokens=4)
-        assert (route.mode, route.reason, route.latent_tokens) == (Mode.EXPLICIT, "latents_not_finite", 0)
+        assert (route.mode, route.decision.reason, route.latent_tokens) == (Mode.EXPLICIT, "latents_not_finite", 0)
         assert base.tokenizer.decode(tokens).startswith("<think>")
         route, _ = await generate(engine, prompts[2], Mode.AUTO, "not-finite-auto", max_tokens=4)
         assert route.mode is Mode.EXPLICIT
