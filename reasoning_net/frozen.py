@@ -27,6 +27,13 @@ class Prompt:
     mask: Tensor  # (B, T) bool, padded on the left
     cache: DynamicCache | None
     """None where activations are recomputed instead of kept: the answer then reads the prompt once more."""
+    earlier: tuple[Tensor, ...] = ()
+    """Hidden states after the layers that were asked for, (B, T, d) each."""
+
+    @property
+    def all_states(self) -> Tensor:
+        """The final hidden states and the earlier ones, (B, 1 + L, T, d)."""
+        return torch.stack([self.hidden_states, *self.earlier], dim=1)
 
     def rows(self, index: Tensor) -> "Prompt":
         """The prompts of these rows (R,), any of them as often as wanted, with a cache of their own."""
@@ -35,7 +42,8 @@ class Prompt:
             cache = copy.copy(self.cache)
             cache.layers = [copy.copy(layer) for layer in cache.layers]  # what is selected or appended is a new tensor
             cache.batch_select_indices(index)
-        return Prompt(self.hidden_states[index], self.embeddings[index], self.mask[index], cache)
+        earlier = tuple(states[index] for states in self.earlier)
+        return Prompt(self.hidden_states[index], self.embeddings[index], self.mask[index], cache, earlier)
 
 
 class FrozenBase:
@@ -66,6 +74,7 @@ class FrozenBase:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = torch.device(device)
         self.hidden_size = int(self.model.config.hidden_size)
+        self.num_layers = int(self.model.config.num_hidden_layers)
         self.embed = self.model.get_input_embeddings()
 
     def layout(self, file: Path | None = None) -> Layout:
@@ -81,8 +90,8 @@ class FrozenBase:
         return self.tokenizer.encode(str(text), add_special_tokens=False)
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[Sequence[int]]) -> Prompt:
-        """Prefill, padded on the left."""
+    def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int] = ()) -> Prompt:
+        """Prefill, padded on the left. `layers`: those after which the hidden states are kept, too."""
         length = max(map(len, prompts))
         ids = torch.zeros(len(prompts), length, dtype=torch.long, device=self.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -91,14 +100,16 @@ class FrozenBase:
             mask[row, length - len(prompt) :] = True
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         cache = None if self._checkpointing else DynamicCache(config=self.model.config)
-        hidden_states = self.model.model(
+        output = self.model.model(
             input_ids=ids,
             attention_mask=mask.long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
-        ).last_hidden_state
-        return Prompt(hidden_states, self.embed(ids), mask, cache)
+            output_hidden_states=bool(layers),
+        )
+        earlier = tuple(output.hidden_states[layer] for layer in layers)
+        return Prompt(output.last_hidden_state, self.embed(ids), mask, cache, earlier)
 
     def prefix(self, layout: LayoutIds, latents: Tensor) -> Tensor:
         """The latent layout as input embeddings, (B, P, d)."""

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+_DENSE = 30  # points that a line needs no markers for
 Points = Sequence[tuple[float, float, float]]
 """(x, y, standard error of y)."""
 
@@ -34,7 +35,11 @@ def plot_lines(
     for name, points in series.items():
         if points:
             xs, ys, errors = zip(*points, strict=True)
-            axes.errorbar(xs, ys, yerr=errors, label=name, marker="o", capsize=3, linestyle="-" if joined else "none")
+            is_dense = len(points) > _DENSE
+            axes.errorbar(
+                xs, ys, yerr=errors if any(errors) else None, label=name, marker="" if is_dense else "o", capsize=3,
+                linestyle="-" if joined else "none",
+            )  # fmt: skip
     if log_x:
         axes.set_xscale("log")
     axes.set(title=title, xlabel=x, ylabel=y)

@@ -91,9 +91,9 @@ async def main(config: RouterEvalConfig) -> str:
         curves = policy_curves(outcomes, manifest.calibration, limits, cost)
         figures = {name: areas(curve, outcomes, limits, cost) for name, curve in curves.items()}
         report[cost] = {"curves": curves, "areas": figures}
-        tables.append(_area_table(figures, cost))
+        tables.append(_area_table(curves, figures, cost))
         plot_lines(
-            {name: [(x, y, 0.0) for x, y in curve] for name, curve in curves.items()}, config.output / f"router_{cost}.png",
+            {name: [(x, y, 0.0) for x, y in curve] for name, curve in curves.items() if len(curve) > 1}, config.output / f"router_{cost}.png",
             title="Accuracy and its price", x=f"generated {cost} a question" if cost == "tokens" else "seconds a question",
             y="accuracy",
         )  # fmt: skip
@@ -119,14 +119,17 @@ class _Asker:
                 answers = {}
                 for mode in modes:
                     async with gate:
-                        answers[mode] = await self._post(example, {"mode": mode, "logprobs": True, "top_logprobs": 20})
+                        answers[mode] = await self._post(example, {"mode": mode, "logprobs": mode is cheap})
                     progress.update()
                 async with gate:
                     body = {"model": self.model, "messages": example.messages}
                     routed = (await self.client.post("/v1/route", json=body)).raise_for_status().json()
-                first = answers[Mode.DIRECT][0]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-                entropy = -sum(math.exp(token["logprob"]) * token["logprob"] for token in first)
-                sure = min(token["logprob"] for token in answers[cheap][0]["choices"][0]["logprobs"]["content"])
+                async with gate:
+                    first = {"mode": Mode.DIRECT, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+                    glimpse, _ = await self._post(example, first)
+                logprobs = [t["logprob"] for t in _tokens(glimpse)[0]["top_logprobs"]]
+                entropy = -sum(math.exp(value) * value for value in logprobs)
+                sure = min(token["logprob"] for token in _tokens(answers[cheap][0]))
                 outcome = Outcome(
                     Scores(**routed["scores"], entropy=entropy),
                     math.exp(sure),
@@ -168,6 +171,11 @@ class _Asker:
 
     def _is_correct(self, content: dict[str, Any], example: Example) -> bool:
         return self.task.is_correct(content["choices"][0]["message"]["content"] or "", example.answer)
+
+
+def _tokens(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The log-probabilities of a completion, token by token."""
+    return list(content["choices"][0]["logprobs"]["content"])
 
 
 def policy_curves(outcomes: Sequence[Outcome], calibration: Calibration, limits: Limits, cost: str) -> dict[str, Curve]:
@@ -250,7 +258,13 @@ def _live_table(live: dict[str, Live]) -> str:
     return "\n".join(lines)
 
 
-def _area_table(figures: dict[str, dict[str, float]], cost: str) -> str:
-    lines = [f"| policy, cost in {cost} | AUC | APGR |", "|---|---|---|"]
-    lines += [f"| {name} | {one['AUC']:.3f} | {one.get('APGR', math.nan):.3f} |" for name, one in figures.items() if one]
+def _area_table(curves: dict[str, Curve], figures: dict[str, dict[str, float]], cost: str) -> str:
+    """The areas of what has a dial; of what has none, its one point."""
+    lines = [f"| policy, cost in {cost} | AUC | APGR | cost | accuracy |", "|---" * 5 + "|"]
+    for name, one in figures.items():
+        if one:
+            lines.append(f"| {name} | {one['AUC']:.3f} | {one.get('APGR', math.nan):.3f} | | |")
+        else:
+            ((spent, accuracy),) = curves[name]
+            lines.append(f"| {name} | | | {spent:.4g} | {accuracy:.3f} |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -28,11 +28,12 @@ from reasoning_net.plots import Points, plot_lines
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
 from reasoning_net.tasks import Example, Task, TaskSpec
 from router.calibrate import calibrate
-from router.calibration import Confidence, Target, log_odds
+from router.calibration import Confidence, log_odds
+from router.calibration import Target as RouterTarget
 from router.figures import auroc, brier, calibration_error, reliability
 from router.outcomes import Outcome, to_tensors
 from router.policy import Mode, Scores
-from router.probe import Feature, Probe, ProbeConfig
+from router.probe import Feature, Probe, ProbeConfig, Target
 
 _TOKENS_WEIGHT = 0.2  # of the squared error of the log tokens, beside the cross-entropies
 
@@ -75,6 +76,10 @@ class FitConfig:
     max_thinking_tokens: int = 1024
     hidden_size: int = 128
     """Of the probe; 0: linear heads."""
+    features: tuple[Feature, ...] = ()
+    """What the probe reads; empty: the last final state, and the latents where there is a network, else the mean state."""
+    layers: tuple[int, ...] = ()
+    """Earlier layers whose states it reads as well."""
     seed: int = 1
 
 
@@ -89,18 +94,20 @@ def main(config: FitConfig) -> dict[str, Any]:
     examples = list(itertools.islice(stream, config.n))
     if len(examples) < 40:
         raise StageError(f"{len(examples)} validation questions are too few to fit a probe on. Give more data, or --whole.")
+    # Where there is a network its latents say best whether they will do, and the last state how long a chain would be.
+    features = config.features or (("last", "latents") if net else ("last", "mean"))
+    check_features(features, config.layers, net is not None, base.num_layers)
     engine = VllmRollouts(config.model, layout)
     held_out = len(examples) // 4
     observed = observe(config, base, net, engine, layout, task, examples, held_out, bundle.manifest.num_latent_tokens or 0)
     engine.close()
     held, train = observed[:held_out], observed[held_out:]
-    # Where there is a network its latents say best whether they will do; on the demo the raw states add only overfitting.
-    probe = fit(train, ("latents",) if net else ("last", "mean"), hidden_size=config.hidden_size, seed=config.seed)
+    probe = fit(train, features, layers=config.layers, hidden_size=config.hidden_size, seed=config.seed)
     cheap = Mode.LATENT if net else Mode.DIRECT
     scores = predict(probe, held)
     outcomes, confidence = calibration_outcomes(held, scores, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
-    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap)
+    calibration = calibrate(outcomes, confidence, RouterTarget(accuracy_floor=max(0.0, floor)), cheap)
     figures = report(probe, held, cheap) | {
         "questions": {"fitted on": len(examples) - held_out, "held out": held_out},
     }
@@ -136,7 +143,8 @@ def observe(
     answering = Sampling(config.max_reply_tokens, config.temperature, config.top_p, copies, confidence=True)
     thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1, confidence=False)
     features: tuple[Feature, ...] = ("last", "mean", "latents") if net else ("last", "mean")
-    reader = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=features))
+    read_by = ProbeConfig(base_hidden_size=base.hidden_size, features=features, layers=config.layers)
+    reader = Probe(read_by)
     prompts = [base.prompt_ids(example.messages) for example in examples]
     rows: list[Tensor] = []
     entropies: list[Tensor] = []
@@ -144,9 +152,9 @@ def observe(
     latent: list[Answers] = []
     for at in tqdm(range(0, len(examples), 128), desc="observe", unit="batch"):
         batch, ids, sampling = examples[at : at + 128], prompts[at : at + 128], replace(answering, seed=config.seed + at)
-        prompt = base.read(ids)
+        prompt = base.read(ids, config.layers)
         latents = think(net, prompt, num_latents) if net else None
-        rows.append(reader.features(prompt.hidden_states.float(), prompt.mask, latents))
+        rows.append(reader.features(prompt.all_states.float(), prompt.mask, latents))
         if latents is not None:
             latent.append(Answers.of(engine.from_latents(ids, latents, sampling), batch, task))
         direct.append(Answers.of(engine.from_tokens([[*x, *layout.direct] for x in ids], sampling), batch, task))
@@ -164,7 +172,7 @@ def observe(
         replies = engine.from_tokens(texts, replace(thinking, seed=config.seed + int(part[0])))
         thought = Answers.of(replies, [examples[i] for i in part], task, after="</think>")
         labels["explicit"][part], labels["tokens"][part] = thought.correct[:, 0], thought.tokens[:, 0]
-    parts = torch.cat(rows).split(base.hidden_size, dim=1)
+    parts = torch.cat(rows).split(read_by.sizes(), dim=1)
     baselines = {
         "length": torch.tensor([float(len(ids)) for ids in prompts]),
         "steps": torch.tensor([float(example.level) for example in examples]),
@@ -243,6 +251,17 @@ def fit_confidence(priors: Tensor, confidences: Tensor, correct: Tensor) -> Conf
     return Confidence(prior_weight=prior_weight, answer_weight=answer_weight, bias=bias)
 
 
+def check_features(features: Sequence[str], layers: Sequence[int], has_network: bool, num_layers: int) -> None:
+    """Raise `StageError` for features that this base, or this bundle, does not have."""
+    known = [name for name in get_args(Feature) if name != "latents" or has_network]
+    if unknown := set(features) - set(known):
+        raise StageError(f"There is no feature {', '.join(sorted(unknown))} here. Features are {', '.join(known)}.")
+    if any(not 0 < layer < num_layers for layer in layers):
+        raise StageError(f"Layers are 1 to {num_layers - 1}: the final states are always read.")
+    if layers and not {"last", "mean"} & set(features):
+        raise StageError("Layers are read by the features last and mean. Add one of them: --features mean,latents.")
+
+
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
     """In nats, of the first token of a direct answer (GlimpRouter's signal), (B,). The prompt's cache is used up."""
     direct = base.embed(torch.tensor([layout.direct], device=base.device)).expand(len(prompt.mask), -1, -1)
@@ -251,13 +270,20 @@ def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> 
 
 
 def fit(
-    observed: Observations, features: tuple[Feature, ...], *, hidden_size: int = 128, steps: int = 600, seed: int = 0
+    observed: Observations,
+    features: tuple[Feature, ...],
+    *,
+    layers: tuple[int, ...] = (),
+    hidden_size: int = 128,
+    steps: int = 600,
+    seed: int = 0,
 ) -> Probe:
     """A probe for everything that was observed, stopped where a fifth that it does not see is best, and calibrated on that."""
     torch.manual_seed(seed)
     inputs = torch.cat([observed.features[name] for name in features], dim=1).cpu()  # (n, F)
-    size = next(iter(observed.features.values())).shape[1]
-    config = ProbeConfig(base_hidden_size=size, hidden_size=hidden_size, features=features, targets=tuple(observed.labels))
+    size = observed.features["last"].shape[1] // (1 + len(layers))
+    targets = cast("tuple[Target, ...]", tuple(observed.labels))
+    config = ProbeConfig(base_hidden_size=size, hidden_size=hidden_size, features=features, layers=layers, targets=targets)
     probe = Probe(config)
     probe.mean.copy_(inputs.mean(0))
     probe.std.copy_(inputs.std(0) + 1e-4)

@@ -1,9 +1,9 @@
 """The difficulty probe: from the hidden states of the question to P(correct) in each mode, and to the length of the chain.
 
 A two-layer ReLU MLP, as in DiffAdapt (ICLR 2026), or linear heads, which lose three points there. It reads the same
-states that feed the reasoning network, in the same engine step.
+states that feed the reasoning network, in the same engine step; those of earlier layers may join them.
 
-Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A targets.
+Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A targets, L earlier layers.
 """
 
 from typing import Literal
@@ -25,7 +25,15 @@ class ProbeConfig(BaseModel):
     base_hidden_size: int = Field(gt=0)
     hidden_size: int = Field(128, ge=0, description="Of the MLP; 0: linear heads.")
     features: tuple[Feature, ...] = ("last", "mean")
+    layers: tuple[int, ...] = Field(
+        (), description="Layers after which `last` and `mean` are taken, too; learned weights mix them with the final states."
+    )
     targets: tuple[Target, ...] = ("direct", "latent", "explicit", "tokens")
+
+    def sizes(self) -> list[int]:
+        """Of what each feature brings to the input: the states of all layers, side by side."""
+        per_state = self.base_hidden_size * (1 + len(self.layers))
+        return [self.base_hidden_size if name == "latents" else per_state for name in self.features]
 
 
 class Probe(nn.Module):
@@ -40,8 +48,10 @@ class Probe(nn.Module):
         super().__init__()
         self.config = config
         size, targets = config.base_hidden_size * len(config.features), len(config.targets)
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("mean", torch.zeros(sum(config.sizes())))
+        self.register_buffer("std", torch.ones(sum(config.sizes())))
+        if config.layers:
+            self.mix = nn.Parameter(torch.zeros(1 + len(config.layers)))
         # Of the outputs: 1 / temperature of a calibrated probability; what standardised the logarithm of the tokens.
         self.register_buffer("scale", torch.ones(targets))
         self.register_buffer("shift", torch.zeros(targets))
@@ -53,7 +63,15 @@ class Probe(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Raw outputs (B, A) from features (B, F): logits, and the standardised logarithm of the tokens."""
-        return self.layers((features - self.mean) / self.std)
+        inputs = (features - self.mean) / self.std
+        if self.config.layers:
+            parts = zip(self.config.features, inputs.split(self.config.sizes(), dim=1), strict=True)
+            inputs = torch.cat([part if name == "latents" else self._mixed(part) for name, part in parts], dim=1)
+        return self.layers(inputs)
+
+    def _mixed(self, states: Tensor) -> Tensor:
+        """The states of all layers (B, (1 + L) · d) as one, (B, d)."""
+        return torch.einsum("bld,l->bd", states.unflatten(1, (len(self.mix), -1)), self.mix.softmax(0))
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Per target (B,): calibrated P(correct), expected tokens."""
@@ -62,11 +80,12 @@ class Probe(nn.Module):
         return {target: column.exp() if target == "tokens" else column.sigmoid() for target, column in columns}
 
     def features(self, hidden_states: Tensor, mask: Tensor, latents: Tensor | None) -> Tensor:
-        """Features (B, F) from H_X (B, T, d) padded on the left, its mask (B, T), and z (B, N, d) where there is a network."""
-        parts: dict[str, Tensor] = {"last": hidden_states[:, -1]}
+        """Features (B, F) from the final states and those of the config's layers (B, 1 + L, T, d), padded on the left, their
+        mask (B, T), and z (B, N, d) where there is a network."""
+        parts: dict[str, Tensor] = {"last": hidden_states[:, :, -1].flatten(1)}
         if "mean" in self.config.features:
-            weights = mask[..., None].to(hidden_states.dtype)
-            parts["mean"] = (hidden_states * weights).sum(1) / weights.sum(1)
+            weights = mask[:, None, :, None].to(hidden_states.dtype)
+            parts["mean"] = ((hidden_states * weights).sum(2) / weights.sum(2)).flatten(1)
         if "latents" in self.config.features:
             assert latents is not None, "a probe that reads latents is served with its reasoning network"
             parts["latents"] = latents[:, :16].mean(1)

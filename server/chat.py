@@ -43,6 +43,7 @@ _EFFORT = {
 }
 _OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "prompt_logprobs", "response_format")
 _THINKING = {True: Mode.EXPLICIT, False: Mode.DIRECT, None: None}
+_FAILURES = {400: "invalid", 401: "denied", 403: "denied", 404: "not_found", 429: "overloaded", 504: "deadline"}
 Body = dict[str, Any]
 
 
@@ -70,7 +71,7 @@ class ReasoningModes:
         only_route = asked_path == _ROUTE_PATH
         if only_route:  # a chat completion up to the decision
             scope = dict(scope, path=_CHAT_PATHS[0], raw_path=_CHAT_PATHS[0].encode())
-        started = time.perf_counter()
+        received = time.perf_counter()
         raw = await _read_body(receive)
         if raw is None:
             return None  # the client left
@@ -78,6 +79,7 @@ class ReasoningModes:
             body = json.loads(raw)
             route = self._route(asked_path, body, Headers(scope=scope)) if isinstance(body, dict) else None
         except BadRequestError as error:
+            self._metrics.failed(None, _FAILURES[error.status])
             return await JSONResponse(error.body(), error.status)(scope, receive, send)
         except ValueError:
             route = None  # not JSON: vLLM's error says so
@@ -90,6 +92,7 @@ class ReasoningModes:
         scope["headers"].append((b"content-length", str(len(raw)).encode()))
         if route is None:
             return await self._app(scope, _Client(raw, receive).receive, send)
+        route.started = received
         token = current_route.set(route)
         client = _Client(raw, receive)
         leaving = asyncio.create_task(self._abort_when_left(client, route))
@@ -103,8 +106,12 @@ class ReasoningModes:
             current_route.reset(token)
             leaving.cancel()
             if not only_route:
-                seconds = time.perf_counter() - started
-                self._metrics.answered(route, seconds)
+                seconds = time.perf_counter() - route.started
+                failure = writer.failure if writer.is_complete else "client_left" if client.has_left else "engine"
+                if failure:
+                    self._metrics.failed(route.requested, failure)
+                else:
+                    self._metrics.answered(route, seconds, Headers(scope=scope).get("authorization"))
                 if self._log:
                     self._log.write(route, seconds, body.get("messages") or body.get("input"))
         return None
@@ -214,6 +221,9 @@ class _RouteWriter:
         self._start: Message | None = None
         self._is_stream = False
         self._is_second = False
+        self.is_complete = False
+        self.failure: str | None = None
+        """What came instead of an answer."""
         self._first_event = b""
         self._body = b""
 
@@ -228,14 +238,20 @@ class _RouteWriter:
     async def __call__(self, message: Message) -> None:
         if self._route.restarts or (self._is_second and message["type"] == "http.response.start"):
             return  # the end of a void answer, and the start that the client has
+        self.is_complete = message["type"] == "http.response.body" and not message.get("more_body")
         if message["type"] == "http.response.start":
             self._start = message
+            if message["status"] != 200:
+                self.failure = _FAILURES.get(message["status"], "refused" if message["status"] < 500 else "engine")
             self._is_stream = "text/event-stream" in MutableHeaders(scope=message).get("content-type", "")
         elif message["type"] != "http.response.body":
             await self._send(message)
         elif self._is_stream:
             await self._begin()
-            self._first_event = self._first_event or message.get("body", b"")
+            if not self._first_event:
+                self._first_event, self._route.first_byte = message.get("body", b""), time.perf_counter()
+            if message.get("body", b"").startswith(b'data: {"error"'):
+                self.failure = "engine"
             await self._send({**message, "body": self._event(message.get("body", b""))})
         else:
             self._body += message.get("body", b"")
@@ -340,6 +356,10 @@ class _Client:
         """The same request once more."""
         self._body = body
         return self.receive
+
+    @property
+    def has_left(self) -> bool:
+        return self._gone.done()
 
     async def left(self) -> None:
         await asyncio.shield(self._gone)

@@ -1,7 +1,9 @@
 """Every Prometheus series of ours; vLLM's own are on the same `/metrics`."""
 
+import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -9,9 +11,9 @@ from router.policy import Mode
 from server.route import Route
 
 # From a tiny model's milliseconds to a minute of explicit thinking.
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
-
-
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+_SHARES = tuple(i / 20 for i in range(1, 21))
+_MAX_KEYS = 100
 FALLBACKS = ("latents_not_finite", "score_not_finite", "no_score")
 
 
@@ -19,19 +21,57 @@ class Metrics:
     """Created once per process: a series cannot be registered twice."""
 
     def __init__(self) -> None:
+        by_mode = ["requested", "mode"]
         self._requests = Counter(
-            "latentserve_requests", "Answered requests by requested and effective mode.", ["requested", "mode", "reason"]
+            "latentserve_requests", "Answered requests by requested and effective mode.", [*by_mode, "reason"]
+        )
+        self._failures = Counter(
+            "latentserve_failures", "Requests that got no answer, by what came instead.", ["requested", "type"]
         )
         self._fallbacks = Counter(
             "latentserve_fallbacks", "Requests that could not be answered in the mode chosen.", ["reason"]
         )
+        self._seconds = Histogram(
+            "latentserve_request_seconds",
+            "From the receipt of a request to the last byte of its answer.",
+            by_mode,
+            buckets=_SECONDS,
+        )
+        self._first = Histogram(
+            "latentserve_time_to_first_token_seconds", "From the receipt of a streamed request to its first event.", by_mode,
+            buckets=_SECONDS,
+        )  # fmt: skip
+        self._per_token = Histogram(
+            "latentserve_time_per_output_token_seconds", "Of streams, after the first token.", by_mode, buckets=_SECONDS
+        )
         self._stage = Histogram(
             "latentserve_stage_seconds",
-            "Time per stage: `read` (prefill, capture, network and probe, as the gateway sees it), `network` (network and "
-            "probe in the worker), `request` (from the first to the last byte of work).",
+            "Where the seconds went; the stages add up to the request: `gateway` (up to the engine), `queue` (waiting for room "
+            "for latents), `read` (prefill, capture, network and probe), `discarded` (a doubtful answer), `answer`, `respond` "
+            "(after the engine's last token).",
             ["stage", "mode"],
             buckets=_SECONDS,
         )
+        self._network = Histogram(
+            "latentserve_network_seconds", "Within the stage `read`: network and probe, per batch.", ["mode"], buckets=_SECONDS
+        )
+        self._tokens = Counter(
+            "latentserve_tokens", "By kind: prompt (the client's), latent, thinking, answer, discarded.", ["kind", "mode"]
+        )
+        self._saved = Counter(
+            "latentserve_thinking_tokens_saved", "What auto's answers without a chain were expected to have cost with one."
+        )
+        self._score = Histogram(
+            "latentserve_router_score",
+            "P(correct) that decided, of mode auto.",
+            ["mode"],
+            buckets=[i / 20 for i in range(1, 21)],
+        )
+        self._amplification = Histogram(
+            "latentserve_amplification", "Generated ÷ prompt tokens of a request, by a hash of its key.", ["key"],
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+        )  # fmt: skip
+        self._keys: set[str] = set()
         self._checks = Counter(
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
         )
@@ -49,10 +89,9 @@ class Metrics:
         )
         for outcome in ("kept", "escalated"):
             self._checks.labels(outcome)
-        for mode in (Mode.DIRECT, Mode.LATENT, Mode.EXPLICIT):
-            self._stage.labels("request", mode)
         for reason in FALLBACKS:
             self._fallbacks.labels(reason)
+        self._failures.labels("unknown", "engine")
 
     def fallback(self, reason: str) -> None:
         self._fallbacks.labels(reason).inc()
@@ -73,12 +112,44 @@ class Metrics:
         self._shadows.labels(mode, shadow, outcome).inc()
         self._regret.labels(mode).inc(max(0.0, regret))
 
-    def answered(self, route: Route, seconds: float) -> None:
+    def failed(self, requested: Mode | None, kind: str) -> None:
+        self._failures.labels(requested or "unknown", kind).inc()
+
+    def answered(self, route: Route, seconds: float, key: str | None) -> None:
+        """All that one request brings. `key`: the client's, if it has one."""
         if route.mode is None or route.decision is None:
             return
-        self._requests.labels(route.requested, route.mode, route.decision.reason).inc()
-        self._stage.labels("request", route.mode).observe(seconds)
-        if route.read_seconds is not None:
-            self._stage.labels("read", route.mode).observe(route.read_seconds)
-        if route.network_seconds is not None:
-            self._stage.labels("network", route.mode).observe(route.network_seconds)
+        mode, labels = route.mode, (route.requested, route.mode)
+        self._requests.labels(*labels, route.decision.reason).inc()
+        self._seconds.labels(*labels).observe(seconds)
+        if route.first_byte is not None:
+            first = route.first_byte - route.started
+            self._first.labels(*labels).observe(first)
+            if route.generated_tokens > 1:
+                self._per_token.labels(*labels).observe((seconds - first) / (route.generated_tokens - 1))
+        stages = asdict(route.stages) | {"respond": max(0.0, route.started + seconds - (route.answered or route.started))}
+        self._network.labels(mode).observe(stages.pop("network"))
+        for stage, spent in stages.items():
+            self._stage.labels(stage, mode).observe(spent)
+        for kind, count in (
+            ("prompt", route.prompt_tokens), ("latent", route.latent_tokens), ("thinking", route.thinking_tokens),
+            ("answer", route.generated_tokens - route.thinking_tokens), ("discarded", route.discarded_tokens),
+        ):  # fmt: skip
+            self._tokens.labels(kind, mode).inc(max(0, count))
+        if route.requested is Mode.AUTO:
+            if route.score is not None:
+                self._score.labels(mode).observe(route.score)
+            if mode is not Mode.EXPLICIT and route.scores and route.scores.tokens:
+                self._saved.inc(max(0.0, route.scores.tokens - route.generated_tokens))
+        generated = route.generated_tokens + route.discarded_tokens
+        self._amplification.labels(self._key(key)).observe(generated / max(1, route.prompt_tokens))
+
+    def _key(self, key: str | None) -> str:
+        """A label that tells keys apart and gives none away; of more than a hundred keys the rest share one."""
+        if key is None:
+            return "none"
+        label = hashlib.sha256(key.encode()).hexdigest()[:8]
+        if label not in self._keys and len(self._keys) >= _MAX_KEYS:
+            return "others"
+        self._keys.add(label)
+        return label

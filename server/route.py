@@ -1,11 +1,29 @@
 """One HTTP request's way to a mode: what it asked for, handed to the engine; and what happened, handed back."""
 
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from router.policy import Decision, Mode, Policy, Scores
 from router.router import Options
+
+
+@dataclass(slots=True)
+class Stages:
+    """Where a request's seconds went; with what follows the engine's last word they are all of them."""
+
+    gateway: float = 0.0
+    """Reading, rendering and checking the request, up to the engine."""
+    queue: float = 0.0
+    """Waiting for room for latents."""
+    read: float = 0.0
+    """Step 1: prefill, capture, network and probe."""
+    network: float = 0.0
+    """Within `read`: network and probe, of the batch that this request was in."""
+    discarded: float = 0.0
+    """A cheap answer that was found doubtful."""
+    answer: float = 0.0
 
 
 @dataclass(slots=True)
@@ -34,9 +52,16 @@ class Route:
     generated_tokens: int = 0
     discarded_tokens: int = 0
     """Of an answer that was found doubtful."""
-    read_seconds: float | None = None
-    """Step 1 as the gateway saw it: prefill, capture, network and probe."""
-    network_seconds: float | None = None
+    prompt_tokens: int = 0
+    thinking_tokens: int = 0
+    """Of the generated ones, those of the written chain."""
+    chain_has_ended: bool = False
+    started: float = field(default_factory=time.perf_counter)
+    first_byte: float | None = None
+    """When a stream's first event left; None without a stream."""
+    answered: float | None = None
+    """When the engine had nothing more to say."""
+    stages: Stages = field(default_factory=Stages)
     in_flight: set[str] = field(default_factory=set)
     """Engine requests that have not ended."""
 

@@ -293,6 +293,8 @@ def fit(
     temperature: Annotated[float, typer.Option(help="Of the answers; 0: one greedy answer each.")] = 0.6,
     top_p: TopP = 0.95,
     hidden_size: Annotated[int, typer.Option(help="Of the probe; 0: linear heads.")] = 128,
+    features: Annotated[str, typer.Option(help="last, mean, latents: what the probe reads; last,latents by default.")] = "",
+    layers: Annotated[str, typer.Option(help="Earlier layers whose states join last and mean, such as 2,4.")] = "",
     max_loss: Annotated[float, typer.Option(help="Accuracy that auto may lose against explicit.")] = 0.01,
     max_reply_tokens: Annotated[int, typer.Option(help="Limit on an answer without thinking.")] = 24,
     max_thinking_tokens: Annotated[int, typer.Option(help="Limit on thinking and answer.")] = 1024,
@@ -305,6 +307,7 @@ def fit(
         config = FitConfig(
             model, bundle, TaskSpec(data, preset, columns, whole), n=n, explicit_questions=explicit_questions, samples=samples,
             temperature=temperature, top_p=top_p, hidden_size=hidden_size, max_loss=max_loss,
+            features=tuple(filter(None, features.split(","))), layers=_numbers(layers, "--layers"),  # type: ignore[arg-type]
             max_reply_tokens=max_reply_tokens, max_thinking_tokens=max_thinking_tokens, seed=seed,
         )  # fmt: skip
         typer.echo(json.dumps(main(config), indent=2))
@@ -387,6 +390,13 @@ def evaluate(
             typer.echo(asyncio.run(main(config)))
         except httpx.HTTPError as error:
             raise fail(f"{url}: {error!r}") from None
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise fail(f"{option} takes whole numbers, separated by commas, not {text!r}") from None
 
 
 def _target(**asked: float | None) -> "Target | None":

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # for models as tiny as the tests' it costs more than it saves
-
 import httpx
 import openai
 import pytest
@@ -24,6 +22,7 @@ from reasoning_net.demo.base import model_config, save
 from reasoning_net.demo.questions import Question, questions
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.frozen import FrozenBase
+from server.metrics import Metrics
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 
 START_SECONDS = 240
@@ -83,6 +82,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, decision_log: Path) -> Iter
 def client(server: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Metrics:
+    """One for the process: a series cannot be registered twice."""
+    return Metrics()
 
 
 @pytest.fixture(scope="session")

@@ -141,6 +141,8 @@ class HybridEngine(AsyncLLM):
             outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
         else:
             self._check(route, token_ids, sampling_params)
+            if not route.escalated:
+                route.stages.gateway, route.prompt_tokens = time.perf_counter() - route.started, len(token_ids)
             key = f"{request_id}-{time.monotonic_ns()}"
             request = _Request(prompt, token_ids, sampling_params, request_id, key, route, kwargs)
             # After an escalation all is decided, and the doubtful answer was streamed.
@@ -159,7 +161,9 @@ class HybridEngine(AsyncLLM):
                     yield output
             return
         finished = False
+        waiting_since = time.perf_counter()
         await self._latent_permits.acquire()
+        route.stages.queue = time.perf_counter() - waiting_since
         holds_permit = True
         try:
             decision = await self._route(request)
@@ -248,6 +252,7 @@ class HybridEngine(AsyncLLM):
         if escalated:
             route.in_flight.discard(request.request_id)
             route.escalated, route.discarded_tokens, route.generated_tokens = True, route.generated_tokens, 0
+            route.stages.discarded, route.stages.answer = route.stages.answer, 0.0
             self._settle(route, decision)
             if has_begun:
                 route.restarts = True
@@ -346,11 +351,11 @@ class HybridEngine(AsyncLLM):
         logprobs = last.outputs[0].logprobs
         assert logprobs, "step 1 asks for log-probabilities"
         values = [entry.logprob for entry in logprobs[0].values()]
-        route.read_seconds = time.perf_counter() - started
+        route.stages.read = time.perf_counter() - started
         if not has_verdict:
             return Verdict(True, 0.0, Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf)))
         verdict = Verdict.of(values)
-        route.network_seconds = verdict.network_seconds
+        route.stages.network = verdict.network_seconds
         return verdict
 
     def _read_params(self, role: Role, logprobs: int = Verdict.NUM_VALUES) -> SamplingParams:
@@ -402,6 +407,7 @@ class HybridEngine(AsyncLLM):
                 params.thinking_token_budget = route.decision.thinking_budget
             if route.decision.temperature is not None and not route.names_temperature:
                 params.temperature = route.decision.temperature
+        started = time.perf_counter()
         outputs = super().generate(request.prompt_with(suffix), params, request.request_id, **kwargs)
         async with aclosing(outputs):
             route.in_flight.add(request.request_id)
@@ -412,8 +418,21 @@ class HybridEngine(AsyncLLM):
                     self._lost += 1
                     raise GenerationError("The engine lost the latents of this request. Try again.")
                 output.prompt_token_ids = request.token_ids  # the client's tokens: what usage counts
-                route.generated_tokens += sum(len(o.token_ids) for o in output.outputs)
+                self._count(route, output)
+                route.answered = time.perf_counter()
+                route.stages.answer = route.answered - started
                 yield output
+
+    def _count(self, route: Route, output: RequestOutput) -> None:
+        """Generated tokens, and of several answers those of the first one's chain."""
+        config = self.vllm_config.reasoning_config
+        end = (config.natural_reasoning_end_token_ids or [None])[-1] if config else None
+        for choice in output.outputs:
+            route.generated_tokens += len(choice.token_ids)
+            if choice.index == 0 and route.thinks_in_text and not route.chain_has_ended:
+                tokens = list(choice.token_ids)
+                route.chain_has_ended = end in tokens
+                route.thinking_tokens += tokens.index(end) + 1 if route.chain_has_ended else len(tokens)
 
     def _thinking_suffix(self, route: Route) -> list[int]:
         if route.decision is None or not route.decision.suffix:

@@ -59,6 +59,11 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     if args.served_model_name is None:
         args.served_model_name = [args.model]
     _refuse_unsupported(args)
+    if bundle and bundle.manifest.probe and bundle.manifest.probe.layers and not args.enforce_eager:
+        raise ConfigurationError(
+            "The bundle's probe reads earlier layers, which a compiled model does not give. Serve with --enforce-eager, or fit "
+            "a probe without --layers."
+        )
     validate_parsed_serve_args(args)
     return args
 

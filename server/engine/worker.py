@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from vllm.model_executor.models.interfaces import supports_eagle3
 
-from reasoning_net.bundle import Bundle
+from reasoning_net.bundle import Bundle, BundleError
 from reasoning_net.model import ReasoningNet
 from reasoning_net.precision import compute_dtype
 from router.policy import Scores
@@ -82,6 +83,11 @@ class LatentOverlay:
         self._placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
         self.latents: OrderedDict[str, Tensor] = OrderedDict()  # key → (N, d)
         self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
+        self._layers = self._probe.config.layers if self._probe else ()
+        if self._layers and not supports_eagle3(runner.model):
+            raise BundleError(f"vLLM gives no earlier layers of a {type(runner.model).__name__}. Fit a probe without --layers.")
+        if self._layers:
+            self._runner.model.set_aux_hidden_state_layers(self._layers)
         self._answers_left: dict[str, int] = {}  # key → answer requests that have not ended
         self._roles: dict[str, Role] = {}  # engine request id → role
         self._states: dict[str, list[Tensor]] = {}  # `read` request id → chunks of H_X
@@ -106,9 +112,10 @@ class LatentOverlay:
             if self._roles:
                 self._overlay(kwargs.get("inputs_embeds"))
             output = model_forward(*args, **kwargs)
+            final, earlier = output if self._layers else (output, [])
             if self._roles:
-                self._read(output if isinstance(output, Tensor) else output[0])
-            return output
+                self._read(torch.stack([final, *earlier]) if earlier else final[None])
+            return final
 
         def wrapped_sample(*args: Any, **kwargs: Any) -> "SamplerOutput":
             self._set_generators_aside()
@@ -190,7 +197,8 @@ class LatentOverlay:
 
     @torch.inference_mode()
     def _read(self, hidden_states: Tensor) -> None:
-        """Collect H_X chunk by chunk; where a prompt ends in this step, compute its verdict and its latents."""
+        """Collect H_X, (1 + L, T, d) with the earlier layers that the probe reads, chunk by chunk; where a prompt ends in this
+        step, compute its verdict and its latents."""
         ended: list[tuple[str, Role, Tensor]] = []
         for _, request_id, role, first, end, computed in self._rows("read"):
             if computed == 0 or request_id not in self._states:
@@ -198,9 +206,9 @@ class LatentOverlay:
             if first == end:
                 continue
             length = self._runner.requests[request_id].num_prompt_tokens
-            self._states[request_id].append(hidden_states[first:end].clone())
+            self._states[request_id].append(hidden_states[:, first:end].clone())
             if computed + end - first == length:
-                ended.append((request_id, role, torch.cat(self._states.pop(request_id))))
+                ended.append((request_id, role, torch.cat(self._states.pop(request_id), dim=1)))
         if ended:
             self._steps_with_reads += 1
             self._reads += len(ended)
@@ -209,13 +217,15 @@ class LatentOverlay:
     def _think(self, ended: list[tuple[str, Role, Tensor]]) -> None:
         """The network and the probe, once for all prompts that ended in this step."""
         started = time.perf_counter()
-        length = max(len(states) for _, _, states in ended)
+        length = max(states.shape[1] for _, _, states in ended)
         first = ended[0][2]
-        hidden_states = first.new_zeros(len(ended), length, first.shape[1])  # (B, T, d), padded on the left
+        layers, _, size = first.shape
+        all_states = first.new_zeros(len(ended), layers, length, size)  # (B, 1 + L, T, d), padded on the left
         mask = torch.zeros(len(ended), length, dtype=torch.bool, device=first.device)
         for row, (_, _, states) in enumerate(ended):
-            hidden_states[row, length - len(states) :] = states
-            mask[row, length - len(states) :] = True
+            all_states[row, :, length - states.shape[1] :] = states
+            mask[row, length - states.shape[1] :] = True
+        hidden_states = all_states[:, 0]
         num_latents = max(role.num_latents for _, role, _ in ended)
         z = None
         if self._net is not None and num_latents:
@@ -223,12 +233,12 @@ class LatentOverlay:
             reads_embeddings = self._net.config.reads_embeddings
             embeddings = self._embed([request_id for request_id, _, _ in ended], mask) if reads_embeddings else hidden_states
             z = self._net(hidden_states.to(self._dtype), embeddings.to(self._dtype), mask, num_latents)  # (B, N, d)
-        scores = self._scores(hidden_states, mask, z)
+        scores = self._scores(all_states, mask, z)
         finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
         seconds = time.perf_counter() - started
         for row, (request_id, role, _) in enumerate(ended):
             if role.keep_states:
-                self.kept_states[role.key] = ended[row][2]
+                self.kept_states[role.key] = ended[row][2][0]
             self._verdicts[request_id] = Verdict(finite[row], seconds, scores[row])
             if z is not None and role.num_latents and finite[row]:
                 # A latent is a function of the latents before it only: fewer of them are a prefix.

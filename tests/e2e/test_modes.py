@@ -322,12 +322,45 @@ def test_prefix_of_the_question_is_reused(client: openai.OpenAI, asked: list[Que
 
 
 def test_metrics_count_modes_and_stages(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
-    before = metric(server, "latentserve_requests_total", mode="latent")
-    reads = metric(server, "latentserve_stage_seconds_count", stage="read", mode="latent")
-    ask(client, asked[14], "latent")
-    assert metric(server, "latentserve_requests_total", mode="latent") == before + 1
-    assert metric(server, "latentserve_stage_seconds_count", stage="read", mode="latent") == reads + 1
-    assert metric(server, "latentserve_stage_seconds_sum", stage="network", mode="latent") > 0
+    def read(mode: str) -> dict[str, float]:
+        stages = ("gateway", "queue", "read", "discarded", "answer", "respond")
+        return {
+            "requests": metric(server, "latentserve_requests_total", mode=mode, requested=mode),
+            "seconds": metric(server, "latentserve_request_seconds_sum", mode=mode, requested=mode),
+            "stages": sum(metric(server, "latentserve_stage_seconds_sum", mode=mode, stage=stage) for stage in stages),
+            "reads": metric(server, "latentserve_stage_seconds_sum", mode=mode, stage="read"),
+            "network": metric(server, "latentserve_network_seconds_sum", mode=mode),
+            "first": metric(server, "latentserve_time_to_first_token_seconds_count", mode=mode, requested=mode),
+            "latent": metric(server, "latentserve_tokens_total", mode=mode, kind="latent"),
+            "thinking": metric(server, "latentserve_tokens_total", mode=mode, kind="thinking"),
+            "answer": metric(server, "latentserve_tokens_total", mode=mode, kind="answer"),
+        }
+
+    for mode in ("latent", "explicit"):
+        before = read(mode)
+        usage = ask(client, asked[14], mode).usage
+        list(ask(client, asked[14], mode, stream=True))
+        new = {name: value - before[name] for name, value in read(mode).items()}
+        assert (new["requests"], new["first"]) == (2, 1)
+        assert new["thinking"] + new["answer"] == 2 * usage.completion_tokens
+        assert new["stages"] == pytest.approx(new["seconds"], rel=0.05)
+        if mode == "latent":
+            assert 0 < new["network"] < new["reads"]
+            assert (new["latent"], new["thinking"]) == (32, 0)
+        else:
+            assert new["thinking"] == 2 * usage.completion_tokens_details.reasoning_tokens
+
+
+def test_metrics_count_failures_by_type(server: str, asked: list[Question]) -> None:
+    before = metric(server, "latentserve_failures_total", type="invalid")
+    assert (
+        httpx.post(f"{server}/v1/chat/completions", json={"model": "demo", "mode": "often", "messages": []}).status_code == 400
+    )
+    messages = [{"role": "user", "content": asked[0].question}]
+    bad = {"model": "demo", "mode": "latent", "messages": messages, "num_latent_tokens": 999}
+    assert httpx.post(f"{server}/v1/chat/completions", json=bad).status_code == 400
+    assert metric(server, "latentserve_failures_total", type="invalid") == before + 2
+    assert metric(server, "latentserve_failures_total", type="invalid", requested="latent") > 0
 
 
 def test_health_and_readiness(server: str) -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
+from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
+from reasoning_net.frozen import FrozenBase
+from router.probe import Probe, ProbeConfig
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 from tests.conftest import running_server
 
@@ -57,6 +61,25 @@ def test_policies_that_cannot_be_had(tmp_path: Path) -> None:
     manifest = json.loads((other / "bundle.json").read_text()) | {"calibration": None, "probe": None}
     (other / "bundle.json").write_text(json.dumps(manifest))
     assert "router fit" in start("--bundle", str(other), "--policy", "utility")
+
+
+def test_a_probe_may_read_earlier_layers(tmp_path: Path, base: FrozenBase, asked: list[Question]) -> None:
+    directory, layers = tmp_path / "bundle", (2, 4)
+    shutil.copytree(DEMO_BUNDLE, directory)
+    torch.manual_seed(0)
+    probe = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=("last", "mean"), layers=layers))
+    probe.mix.data = torch.tensor([0.0, 1.0, 2.0])
+    probe = Bundle.load(directory).update({"probe": probe}, probe=probe.config).probe()
+    with running_server(tmp_path / "log.txt", "--bundle", str(directory)) as url:
+        for question in asked[:3]:
+            messages = [{"role": "user", "content": question.question}]
+            routed = httpx.post(f"{url}/v1/route", json={"model": "demo", "messages": messages}, timeout=60).json()
+            prompt = base.read([base.prompt_ids(messages)], layers)
+            with torch.no_grad():
+                expected = probe.scores(probe.features(prompt.all_states, prompt.mask, None))
+            for target, value in expected.items():
+                assert routed["scores"][target] == pytest.approx(float(value), rel=0.02, abs=1e-3)
+    assert "--enforce-eager" in start("--bundle", str(directory), "--no-enforce-eager")
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,3 +79,19 @@ def test_curriculum_opens_levels_one_by_one() -> None:
     for _ in range(100):
         curriculum.update([2, 3], [0.1, 0.1])
     assert curriculum.open == 3
+
+
+def test_two_processes_train_one_network(tiny_base: Path, tmp_path: Path) -> None:
+    """As on two GPUs."""
+    flags = "--steps 8 --save-every 8 --batch-size 8 --num-latents 4 --max-latents 4 --hidden-size 32 --num-layers 1".split()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "server.cli"]
+    command += ["train", "sft", "--model", str(tiny_base), *flags, "--output"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    run = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    assert torch.load(tmp_path / "two" / "run" / "state.pt")["step"] == 8
+    command[command.index("2")] = "1"
+    subprocess.run([*command, str(tmp_path / "one")], check=True, capture_output=True)
+    two, one = (load_net(tmp_path / name)[0].state_dict() for name in ("two", "one"))
+    assert all(bool(tensor.isfinite().all()) for tensor in two.values())
+    assert any(not torch.allclose(two[name], one[name]) for name in two)  # the second process had questions of its own

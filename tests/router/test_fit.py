@@ -1,18 +1,30 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from reasoning_net.bundle import Bundle
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.tasks import DemoTask
 from router import fit as fitting
 from router.figures import auroc, calibration_error
-from router.fit import Answers, FitConfig, Observations, calibration_outcomes, fit, fit_confidence, predict, report
+from router.fit import (
+    Answers,
+    FitConfig,
+    Observations,
+    calibration_outcomes,
+    check_features,
+    fit,
+    fit_confidence,
+    predict,
+    report,
+)
 from router.policy import Mode
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 
@@ -55,6 +67,28 @@ def test_a_probe_learns_chances_and_lengths_and_is_calibrated() -> None:
     assert figures["brier"]["direct"] < 0.2
     linear = predict(fit(observations(4000, seed=0), ("last",), hidden_size=0), held)
     assert auroc(linear["direct"], right.float()) < 0.7
+
+
+def test_layers_are_mixed_by_what_they_are_worth() -> None:
+    def with_layers(n: int, seed: int) -> Observations:
+        observed = observations(n, seed)
+        noise = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed + 100))
+        return replace(observed, features={"last": torch.cat([noise, observed.features["last"], noise], dim=1)})
+
+    held = with_layers(1500, seed=1)
+    probe = fit(with_layers(4000, seed=0), ("last",), layers=(1, 2))
+    assert probe.mix.argmax() == 1
+    informed = held.features["last"][:, 8] * held.features["last"][:, 9] > 0
+    assert auroc(predict(probe, held)["direct"], informed.float()) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("features", "layers", "says"),
+    [(("latents",), (), "no feature latents"), (("last",), (9,), "Layers are 1 to 5"), (("latents",), (2,), "last and mean")],
+)
+def test_features_that_are_not_there(features: tuple[str, ...], layers: tuple[int, ...], says: str) -> None:
+    with pytest.raises(StageError, match=says):
+        check_features(features, layers, has_network="last and" in says, num_layers=6)
 
 
 def test_confidence_says_how_likely_an_answer_is_right() -> None:

@@ -31,11 +31,6 @@ MAX_TOKENS = 24
 
 
 @pytest.fixture(scope="session")
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture(scope="session")
 async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIterator[HybridEngine]:
     prepare_environment(str(DEMO_MODEL))
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -163,7 +158,7 @@ async def test_scores_equal_transformers(
         prompt = base.read([token_ids])
         with torch.no_grad():
             z = net(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)
-            expected = probe.scores(probe.features(prompt.hidden_states, prompt.mask, z))
+            expected = probe.scores(probe.features(prompt.all_states, prompt.mask, z))
         for target, value in expected.items():
             assert getattr(route.scores, target) == pytest.approx(float(value), rel=0.05, abs=0.02), target
 

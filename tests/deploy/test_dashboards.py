@@ -1,0 +1,133 @@
+"""Every query of every panel and alert, on a real Prometheus that scrapes the live server under traffic."""
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from reasoning_net.demo.questions import Question
+from tests.conftest import free_port, running_server
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DASHBOARDS = DEPLOY / "grafana" / "dashboards"
+RULES = DEPLOY / "prometheus" / "alerts.yml"
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus (apt-get install prometheus)")
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """(where, expression) of all panels and alerts; alerts without the threshold that keeps them silent."""
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                yield f"{path.stem}: {panel['title']}", target["expr"]
+    for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]:
+        expression, _, threshold = rule["expr"].split(" and ")[0].rpartition(" == " if "== 0" in rule["expr"] else " > ")
+        assert float(threshold) >= 0
+        yield f"alert: {rule['alert']}", expression
+
+
+def test_the_dashboards_are_those_of_the_script(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(DEPLOY / "grafana" / "generate.py"), str(tmp_path)], check=True)
+    for path in sorted(tmp_path.iterdir()):
+        assert (DASHBOARDS / path.name).read_text() == path.read_text(), f"{path.name} is stale: run deploy/grafana/generate.py"
+    assert {path.stem for path in tmp_path.iterdir()} == {"overview", "modes", "router", "engine"}
+
+
+@needs_prometheus
+def test_configuration_and_rules_are_valid() -> None:
+    for kind, path in (("config", DEPLOY / "prometheus" / "prometheus.yml"), ("rules", RULES)):
+        checked = subprocess.run(["promtool", "check", kind, str(path)], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@contextlib.contextmanager
+def prometheus(target: str, directory: Path) -> Iterator[str]:
+    """A Prometheus with our rules that scrapes the target each second; its URL."""
+    directory.mkdir()
+    shutil.copy(RULES, directory / "alerts.yml")
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [target.removeprefix("http://")]}]
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+    command.append(f"--web.listen-address={url.removeprefix('http://')}")
+    with (directory / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def until(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if holds():
+                return True
+        time.sleep(0.5)
+    return False
+
+
+def values(url: str, expression: str) -> list[float]:
+    """What the expression gives now, with the dashboards' variables at All."""
+    expression = re.sub(r"\$(instance|model|mode)", ".*", expression).replace("$__rate_interval", "30s")
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=30).json()
+    assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
+    return [float(sample["value"][1]) for sample in answer["data"]["result"]]
+
+
+def traffic(url: str, asked: list[Question]) -> None:
+    """Every mode, streamed and not, with failures and questions enough for the drift."""
+    for question in asked[:40] * 3:
+        body: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": question.question}]}
+        assert httpx.post(f"{url}/v1/route", json=body, timeout=60).status_code == 200
+    for question, mode, stream in product(asked[:3], ("direct", "latent", "explicit", "auto"), (False, True)):
+        body = {"model": "demo", "messages": [{"role": "user", "content": question.question}], "mode": mode, "stream": stream}
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    assert httpx.post(f"{url}/v1/chat/completions", json={"model": "demo", "mode": "often"}, timeout=60).status_code == 400
+    time.sleep(3)  # idle: shadows are compared
+
+
+@needs_prometheus
+def test_every_query_returns_data_and_a_dead_engine_fires_an_alert(
+    tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTSERVE_SHADOW_SHARE", "1")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(contextlib.ExitStack())
+        target = server.enter_context(running_server(tmp_path / "log.txt"))
+        url = stack.enter_context(prometheus(target, tmp_path / "prometheus"))
+        assert until(30, lambda: bool(values(url, "up")))
+        for _ in range(2):  # a rate needs a change
+            traffic(target, asked)
+
+        def empty() -> list[str]:
+            return [where for where, expression in queries() if not any(map(math.isfinite, values(url, expression)))]
+
+        until(15, lambda: not empty())
+        assert empty() == []
+        assert len(list(queries())) > 50
+        health = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"][0]["rules"]
+        assert {rule["health"] for rule in health} == {"ok"}
+        server.close()
+
+        def firing() -> set[str]:
+            alerts = httpx.get(f"{url}/api/v1/alerts").json()["data"]["alerts"]
+            return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+        assert until(30, lambda: "EngineDown" in firing())

@@ -1,0 +1,42 @@
+import pytest
+from prometheus_client import REGISTRY
+
+from router.policy import Decision, Mode, Scores
+from server.metrics import Metrics
+from server.route import Route
+
+
+def total(name: str, **labels: str) -> float:
+    """Of all samples of that name with those labels."""
+    samples = (sample for family in REGISTRY.collect() for sample in family.samples)
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def answered(mode: Mode) -> Route:
+    route = Route(Mode.AUTO, decision=Decision(mode, 0.9, 0.8, "worth_it"), scores=Scores(latent=0.9, tokens=200.0))
+    route.prompt_tokens, route.generated_tokens, route.latent_tokens = 50, 6, 16
+    return route
+
+
+def test_keys_are_told_apart_and_their_number_is_bounded(metrics: Metrics) -> None:
+    for i in range(150):
+        metrics.answered(answered(Mode.LATENT), 0.1, f"Bearer secret-{i}")
+    samples = [s for family in REGISTRY.collect() if family.name == "latentserve_amplification" for s in family.samples]
+    keys = {s.labels["key"] for s in samples}
+    assert "others" in keys
+    assert 100 < len(keys) <= 102
+    assert not any("secret" in key for key in keys)
+
+
+def test_what_auto_saved_is_what_a_chain_was_expected_to_cost(metrics: Metrics) -> None:
+    before = total("latentserve_thinking_tokens_saved_total")
+    metrics.answered(answered(Mode.LATENT), 0.1, None)
+    metrics.answered(answered(Mode.EXPLICIT), 0.1, None)
+    assert total("latentserve_thinking_tokens_saved_total") - before == pytest.approx(194)
+
+
+def test_drift_is_nan_until_it_is_known(metrics: Metrics) -> None:
+    metrics.watch_drift(lambda: None)
+    assert total("latentserve_router_drift_psi") != total("latentserve_router_drift_psi")
+    metrics.watch_drift(lambda: 0.5)
+    assert total("latentserve_router_drift_psi") == 0.5
