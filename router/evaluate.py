@@ -92,10 +92,11 @@ async def main(config: RouterEvalConfig) -> str:
         figures = {name: areas(curve, outcomes, limits, cost) for name, curve in curves.items()}
         report[cost] = {"curves": curves, "areas": figures}
         tables.append(_area_table(curves, figures, cost))
+        with_a_dial = {name: [(x, y, 0.0) for x, y in curve] for name, curve in curves.items() if len(curve) > 1}
+        unit = "generated tokens" if cost == "tokens" else "seconds"
         plot_lines(
-            {name: [(x, y, 0.0) for x, y in curve] for name, curve in curves.items() if len(curve) > 1}, config.output / f"router_{cost}.png",
-            title="Accuracy and its price", x=f"generated {cost} a question" if cost == "tokens" else "seconds a question",
-            y="accuracy",
+            with_a_dial, config.output / f"router_{cost}.png",
+            title="Accuracy and its price", x=f"{unit} a question", y="accuracy",
         )  # fmt: skip
     text = "\n\n".join(tables)
     (config.output / "router.json").write_text(json.dumps(report, indent=1))

@@ -348,7 +348,7 @@ def test_metrics_count_modes_and_stages(server: str, client: openai.OpenAI, aske
             assert 0 < new["network"] < new["reads"]
             assert (new["latent"], new["thinking"]) == (32, 0)
         else:
-            assert new["thinking"] == 2 * usage.completion_tokens_details.reasoning_tokens
+            assert 0 <= new["thinking"] - 2 * usage.completion_tokens_details.reasoning_tokens <= 4  # the think tags
 
 
 def test_metrics_count_failures_by_type(server: str, asked: list[Question]) -> None:
