@@ -130,7 +130,8 @@ async def main(config: EvalConfig) -> str:
                     family=example.family,
                     level=example.level,
                     correct=[task.is_correct(reply, example.answer) for reply in replies],
-                    completion_tokens=content["usage"]["completion_tokens"] / len(replies),
+                    completion_tokens=(content["usage"]["completion_tokens"] + content["route"].get("discarded_tokens", 0))
+                    / len(replies),
                     seconds=seconds,
                     mode=content["route"]["mode"],
                     score=content["route"]["score"],

@@ -4,7 +4,6 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
 
 
 class Mode(StrEnum):
@@ -80,7 +79,10 @@ class Decision:
 class Policy(ABC):
     """One way to choose."""
 
-    name: ClassVar[str]
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As settings and requests call it."""
 
     @abstractmethod
     def decide(self, scores: Scores, limits: Limits) -> Decision:

@@ -70,7 +70,7 @@ class Router:
     def describe(self) -> dict[str, Any]:
         calibration = self.calibration
         return {
-            "policy": self.policy.name if self.policy.name != "always" else f"always-{getattr(self.policy, 'mode', '')}",
+            "policy": self.policy.name,
             "point": self.point.model_dump(exclude_none=True) if self.point else None,
             "drift": self.drift.psi,
             "calibration": calibration.model_dump(exclude_none=True, exclude={"point", "score_edges"}) if calibration else None,

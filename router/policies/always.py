@@ -1,15 +1,17 @@
 """The same mode for every question: what a router has to beat."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from router.policy import Decision, Limits, Mode, Policy, Scores
 
 
 @dataclass(frozen=True)
 class Always(Policy):
-    name: ClassVar[str] = "always"
     mode: Mode
+
+    @property
+    def name(self) -> str:
+        return f"always-{self.mode}"
 
     def decide(self, scores: Scores, limits: Limits) -> Decision:
         if self.mode is Mode.EXPLICIT:

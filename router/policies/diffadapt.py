@@ -5,7 +5,6 @@ probabilities: Easy where the cheap mode would do, Hard where even explicit thin
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,7 +37,7 @@ class Strategies(BaseModel):
 
 @dataclass(frozen=True)
 class DiffAdapt(Policy):
-    name: ClassVar[str] = "diffadapt"
+    name = "diffadapt"
     strategies: Strategies
     longest_tokens: float
 

@@ -1,14 +1,13 @@
 """GlimpRouter: the entropy of an answer's first token. No training; the policy of servers without a probe."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from router.policy import Decision, Limits, Mode, Policy, Scores, is_usable
 
 
 @dataclass(frozen=True)
 class Entropy(Policy):
-    name: ClassVar[str] = "entropy"
+    name = "entropy"
     threshold: float
     """Nats."""
 

@@ -1,7 +1,6 @@
 """The mode with the greatest P(correct) − λ · tokens."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from router.calibration import Calibration
 from router.policy import Decision, Limits, Mode, Policy, Scores, is_usable
@@ -15,7 +14,7 @@ class Utility(Policy):
     explicit thinking's price saved. The check compares what the answer's own confidence makes of P(correct).
     """
 
-    name: ClassVar[str] = "utility"
+    name = "utility"
     calibration: Calibration
     price: float
 

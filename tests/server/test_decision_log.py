@@ -24,7 +24,7 @@ def test_question_text_is_off_by_default(tmp_path: Path) -> None:
     without, with_text = map(json.loads, path.read_text().splitlines())
     assert "messages" not in without
     assert without["scores"] == {"latent": 0.9, "tokens": None}
-    assert (without["mode"], without["policy"], without["seconds"]) == ("latent", "always", 0.5)
+    assert (without["mode"], without["policy"], without["seconds"]) == ("latent", "always-latent", 0.5)
     assert with_text["messages"][0]["content"] == "secret"
 
 
