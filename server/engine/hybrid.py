@@ -128,6 +128,11 @@ class HybridEngine(AsyncLLM):
         self._latent_permits = asyncio.Semaphore(permits)
         await self.collective_rpc("latentserve_install", args=(str(bundle.directory) if bundle else None, permits))
 
+    def shutdown(self, timeout: float | None = None) -> None:
+        if self._shadows:
+            self._shadows.close()
+        super().shutdown(timeout)
+
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
