@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from tqdm import tqdm
 
 from reasoning_net.bundle import Bundle
@@ -26,6 +27,7 @@ from reasoning_net.plots import plot_lines
 from reasoning_net.tasks import Example, Task, TaskSpec
 from router.calibrate import prices
 from router.calibration import Calibration
+from router.figures import auroc, calibration_error
 from router.outcomes import Outcome, Spent, apply
 from router.policies.always import Always
 from router.policies.diffadapt import DiffAdapt
@@ -56,6 +58,7 @@ class Asked:
 
     outcome: Outcome
     level: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,9 @@ async def main(config: RouterEvalConfig) -> str:
             live[f"auto, explicit_share {share}"] = await asker.auto(examples, {"explicit_share": share})
     outcomes = [one.outcome for one in asked]
     report: dict[str, Any] = {"questions": len(examples), "seed": config.seed}
-    tables = [_live_table(live)]
+    signals = forecasts(asked, manifest.calibration, limits.cheap)
+    report["signals"] = signals
+    tables = [_live_table(live), _signal_table(signals)]
     report["live"] = {name: {k: round(getattr(one, k), 4) for k in Live.__slots__} for name, one in live.items()}
     for cost in ("tokens", "seconds"):
         curves = policy_curves(outcomes, manifest.calibration, limits, cost)
@@ -138,7 +143,7 @@ class _Asker:
                     {mode: float(content["usage"]["completion_tokens"]) for mode, (content, _) in answers.items()},
                     {mode: seconds for mode, (_, seconds) in answers.items()},
                 )
-                return Asked(outcome, example.level)
+                return Asked(outcome, example.level, routed["prompt_tokens"])
 
             return await asyncio.gather(*map(one, examples))
 
@@ -177,6 +182,31 @@ class _Asker:
 def _tokens(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The log-probabilities of a completion, token by token."""
     return list(content["choices"][0]["logprobs"]["content"])
+
+
+def forecasts(asked: Sequence[Asked], calibration: Calibration, cheap: Mode) -> dict[str, dict[str, float]]:
+    """How well each signal tells right cheap answers from wrong ones; calibration error of those that are probabilities."""
+    outcomes, levels = [one.outcome for one in asked], torch.tensor([one.level for one in asked])
+    right = torch.tensor([o.correct[cheap] for o in outcomes])
+    signals = {
+        "probe": [o.scores.correct(cheap) or 0.0 for o in outcomes],
+        "prompt length": [-float(one.prompt_tokens) for one in asked],
+        "number of steps": [-float(one.level) for one in asked],
+        "first-token entropy": [-(o.scores.entropy or 0.0) for o in outcomes],
+    }
+    if check := calibration.confidence:
+        signals["probe and answer"] = [check.posterior(o.scores.correct(cheap) or 0.0, o.confidence or 0.0) for o in outcomes]
+    figures = {}
+    for name, values in signals.items():
+        scores = torch.tensor(values)
+        within = [auroc(scores[levels == level], right[levels == level]) for level in levels.unique()]
+        figures[name] = {
+            "AUROC": auroc(scores, right),
+            "least AUROC within a level": min((value for value in within if not math.isnan(value)), default=math.nan),
+        }
+        if name.startswith("probe"):
+            figures[name]["calibration error"] = calibration_error(scores, right)
+    return {name: {key: round(value, 4) for key, value in one.items()} for name, one in figures.items()}
 
 
 def policy_curves(outcomes: Sequence[Outcome], calibration: Calibration, limits: Limits, cost: str) -> dict[str, Curve]:
@@ -256,6 +286,15 @@ def _live_table(live: dict[str, Live]) -> str:
         f"| {one.p50_seconds:.3f} |"
         for name, one in live.items()
     ]
+    return "\n".join(lines)
+
+
+def _signal_table(signals: dict[str, dict[str, float]]) -> str:
+    names = ("AUROC", "least AUROC within a level", "calibration error")
+    lines = [f"| signal of a right answer | {' | '.join(names)} |", "|---" * 4 + "|"]
+    for signal, figures in signals.items():
+        cells = [f"{figures[name]:.3f}" if name in figures else "" for name in names]
+        lines.append(f"| {signal} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

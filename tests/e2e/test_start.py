@@ -14,6 +14,7 @@ import torch
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
+from router.policies.diffadapt import Strategies, Strategy
 from router.probe import Probe, ProbeConfig
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 from tests.conftest import running_server
@@ -63,13 +64,18 @@ def test_policies_that_cannot_be_had(tmp_path: Path) -> None:
     assert "router fit" in start("--bundle", str(other), "--policy", "utility")
 
 
-def test_a_probe_may_read_earlier_layers(tmp_path: Path, base: FrozenBase, asked: list[Question]) -> None:
-    directory, layers = tmp_path / "bundle", (2, 4)
+def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own(
+    tmp_path: Path, base: FrozenBase, asked: list[Question]
+) -> None:
+    directory, layers, suffix = tmp_path / "bundle", (2, 4), "<think>\nI am quick"
     shutil.copytree(DEMO_BUNDLE, directory)
+    strategy = Strategy(temperature=0.0, budget=1.0, suffix=suffix)
+    calibration = Bundle.load(directory).manifest.calibration
+    calibration = calibration.model_copy(update={"strategies": Strategies(easy=strategy, normal=strategy, hard=strategy)})
     torch.manual_seed(0)
     probe = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=("last", "mean"), layers=layers))
     probe.mix.data = torch.tensor([0.0, 1.0, 2.0])
-    probe = Bundle.load(directory).update({"probe": probe}, probe=probe.config).probe()
+    probe = Bundle.load(directory).update({"probe": probe}, probe=probe.config, calibration=calibration).probe()
     with running_server(tmp_path / "log.txt", "--bundle", str(directory)) as url:
         for question in asked[:3]:
             messages = [{"role": "user", "content": question.question}]
@@ -79,6 +85,13 @@ def test_a_probe_may_read_earlier_layers(tmp_path: Path, base: FrozenBase, asked
                 expected = probe.scores(probe.features(prompt.all_states, prompt.mask, None))
             for target, value in expected.items():
                 assert routed["scores"][target] == pytest.approx(float(value), rel=0.02, abs=1e-3)
+        body = {"model": "demo", "max_tokens": 16}
+        chat = body | {"messages": messages, "mode": "auto", "router": {"policy": "diffadapt"}}
+        thought = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()["choices"][0]["message"]
+        token_ids = [*base.prompt_ids(messages), *base.tokenizer.encode(suffix, add_special_tokens=False)]
+        raw = body | {"prompt": token_ids, "temperature": 0}
+        completed = httpx.post(f"{url}/v1/completions", json=raw, timeout=60).json()["choices"][0]["text"]
+        assert thought["reasoning"] == completed.replace("<think>", "") != ""
     assert "--enforce-eager" in start("--bundle", str(directory), "--no-enforce-eager")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from router.calibrate import calibrate
 from router.calibration import Confidence, Target
-from router.evaluate import RouterEvalConfig, areas, best_at, main, oracle, policy_curves
+from router.evaluate import Asked, RouterEvalConfig, areas, best_at, forecasts, main, oracle, policy_curves
 from router.policy import Limits, Mode
 from server.settings import DEMO_BUNDLE
 from tests.router.test_calibrate import outcomes
@@ -37,10 +37,22 @@ def test_the_oracle_ends_where_no_answer_can_be_mended() -> None:
     assert curve[-1][0] < sum(o.tokens[Mode.EXPLICIT] for o in rows) / len(rows)
 
 
+def test_a_signal_is_measured_by_how_it_ranks_answers_and_how_true_it_is() -> None:
+    rows = outcomes(800, 0)
+    calibration = calibrate(
+        rows, Confidence(prior_weight=0.5, answer_weight=1.0, bias=0.0), Target(explicit_share=0.3), Mode.LATENT
+    )
+    figures = forecasts([Asked(o, level=i % 2, prompt_tokens=50) for i, o in enumerate(rows)], calibration, Mode.LATENT)
+    assert 0.6 < figures["probe"]["AUROC"] < figures["probe and answer"]["AUROC"]
+    assert figures["probe"]["calibration error"] < 0.06
+    assert figures["prompt length"]["AUROC"] == 0.5  # all alike
+
+
 async def test_over_http(server: str, tmp_path: Path) -> None:
     config = RouterEvalConfig(DEMO_BUNDLE, server, tmp_path, n=12, shares=(0.3,), concurrency=8)
     text = await main(config)
     assert "| auto, explicit_share 0.3 |" in text
+    assert "| probe and answer |" in text
     report = json.loads((tmp_path / "router.json").read_text())
     assert report["live"]["auto"]["accuracy"] > 0.5
     assert report["tokens"]["curves"]["always explicit"][0][0] > report["tokens"]["curves"]["always latent"][0][0]
