@@ -65,6 +65,9 @@ def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target
     """The whole curve, and the point on it that meets the target, on outcomes of which all answers are known."""
     explicit = torch.tensor([o.tokens[Mode.EXPLICIT] for o in outcomes])
     expected = torch.tensor([o.scores.tokens or math.nan for o in outcomes])
+    scores = cheap_scores(outcomes, cheap)
+    edges = scores.quantile(torch.linspace(0.1, 0.9, 9, dtype=torch.double)).unique()
+    shares = torch.bucketize(scores, edges, right=True).bincount(minlength=len(edges) + 1) / len(scores)
     nothing = Point(price=0, accuracy=0, explicit_share=0, mean_tokens=0)
     calibration = Calibration(
         target=target,
@@ -74,7 +77,8 @@ def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target
         budget_ratio=round(float((explicit / expected).nanquantile(0.999)), 3),
         longest_tokens=round(float(explicit.quantile(0.99)), 1),
         confidence=confidence,
-        score_edges=tuple(round(float(q), 5) for q in cheap_scores(outcomes, cheap).quantile(torch.linspace(0.1, 0.9, 9))),
+        score_edges=tuple(edges.tolist()),
+        score_shares=tuple(round(share, 5) for share in shares.tolist()),
     )
     limits = Limits(can_think_latent=cheap is Mode.LATENT)
     points = curve(lambda price: Utility(calibration, price), prices(calibration, outcomes, limits), outcomes, limits)
@@ -82,7 +86,8 @@ def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target
 
 
 def cheap_scores(outcomes: Sequence[Outcome], cheap: Mode) -> torch.Tensor:
-    return torch.tensor([value for o in outcomes if (value := o.scores.correct(cheap)) is not None])
+    values = [value for o in outcomes if (value := o.scores.correct(cheap)) is not None]
+    return torch.tensor(values, dtype=torch.double)
 
 
 def prices(calibration: Calibration, outcomes: Sequence[Outcome], limits: Limits) -> list[float]:

@@ -82,7 +82,8 @@ class Calibration(BaseModel):
     longest_tokens: float = Field(description="Of explicit answers, the 99th percentile.")
     confidence: Confidence | None = Field(None, description="None: answers are not checked, and never escalated.")
     strategies: Strategies = Strategies()
-    score_edges: tuple[float, ...] = Field((), description="Deciles of the cheap mode's score: the reference for drift.")
+    score_edges: tuple[float, ...] = Field((), description="Deciles of the cheap mode's score, where they differ.")
+    score_shares: tuple[float, ...] = Field((), description="Of the scores between them: the reference for drift.")
 
     def for_target(self, target: Target) -> Point:
         """The calibrated point that meets the target; raises `RouterError` with what can be reached."""

@@ -11,9 +11,9 @@ _ENOUGH = 100
 class Drift:
     """PSI over the last thousand scores against the calibration's quantiles. Below 0.1: alike; above 0.25: fit anew."""
 
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        """`edges`: the quantiles that cut the calibration's scores into equal parts, ascending."""
-        self._edges = edges
+    def __init__(self, edges: tuple[float, ...], shares: tuple[float, ...]) -> None:
+        """`edges`, ascending, cut the scores into parts; `shares` of the calibration's scores are in each."""
+        self._edges, self._expected = edges, shares
         self._window: deque[int] = deque()
         self._counts: Counter[int] = Counter()
 
@@ -27,10 +27,10 @@ class Drift:
     @property
     def psi(self) -> float | None:
         """None until a hundred scores were seen, or without a calibration."""
-        total, parts = len(self._window), len(self._edges) + 1
-        if not self._edges or total < _ENOUGH:
+        total, parts = len(self._window), len(self._expected)
+        if not parts or total < _ENOUGH:
             return None
-        expected = 1 / parts
         # Half a question more in each part: an empty one has no logarithm.
         shares = [(self._counts[part] + 0.5) / (total + 0.5 * parts) for part in range(parts)]
-        return sum((share - expected) * math.log(share / expected) for share in shares)
+        pairs = zip(shares, self._expected, strict=True)
+        return sum((share - expected) * math.log(share / expected) for share, expected in pairs if expected)

@@ -9,6 +9,8 @@ from router.drift import Drift
 from router.policies import named
 from router.policy import Limits, Policy, RouterError
 
+_PRIVATE = {"point", "score_edges", "score_shares"}  # of a calibration that is shown
+
 
 class Options(BaseModel):
     """The `router` field of a request with mode auto, and the body of `PUT /v1/router`."""
@@ -47,7 +49,7 @@ class Router:
     ) -> None:
         """`has_entropy`: whether step 1 measures the first token's entropy, which only servers without networks do."""
         self.calibration, self._entropy_threshold, self._has_entropy = calibration, entropy_threshold, has_entropy
-        self.drift = Drift(calibration.score_edges if calibration else ())
+        self.drift = Drift(calibration.score_edges, calibration.score_shares) if calibration else Drift((), ())
         self.point: Point | None = None
         self.policy: Policy = self._make(policy)
         self._settle(None)
@@ -73,7 +75,7 @@ class Router:
             "policy": self.policy.name,
             "point": self.point.model_dump(exclude_none=True) if self.point else None,
             "drift": self.drift.psi,
-            "calibration": calibration.model_dump(exclude_none=True, exclude={"point", "score_edges"}) if calibration else None,
+            "calibration": calibration.model_dump(exclude_none=True, exclude=_PRIVATE) if calibration else None,
         }
 
     def _settle(self, point: Point | None) -> None:

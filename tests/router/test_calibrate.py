@@ -1,5 +1,6 @@
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.tasks import TaskSpec
 from router.calibrate import CalibrateConfig, calibrate, main, measure_seconds
 from router.calibration import Confidence, Target
+from router.drift import Drift
 from router.outcomes import Outcome
 from router.policy import Mode, RouterError, Scores
 from server.settings import DEMO_BUNDLE
@@ -45,6 +47,17 @@ def test_a_share_holds_on_fresh_questions() -> None:
         fresh = summarise([apply(policy, o, Limits(True)) for o in outcomes(1500, 1)], policy.price)
         assert fresh.explicit_share == pytest.approx(share, abs=0.04)
         assert fresh.accuracy == pytest.approx(calibration.point.accuracy, abs=0.03)
+
+
+def test_the_reference_for_drift_counts_equal_scores() -> None:
+    alike = [replace(o, scores=replace(o.scores, latent=0.9 if i % 4 else 0.2)) for i, o in enumerate(outcomes(100, 0))]
+    calibration = calibrate(alike, None, Target(explicit_share=0.3), Mode.LATENT)
+    assert len(calibration.score_shares) == len(calibration.score_edges) + 1
+    assert sum(calibration.score_shares) == pytest.approx(1)
+    drift = Drift(calibration.score_edges, calibration.score_shares)
+    for o in alike * 2:
+        drift.add(o.scores.latent)
+    assert drift.psi < 0.05
 
 
 def test_checking_answers_beats_not_checking_them_at_the_same_cost() -> None:
