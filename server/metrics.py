@@ -65,7 +65,7 @@ class Metrics:
             "latentserve_router_score",
             "P(correct) that decided, of mode auto.",
             ["mode"],
-            buckets=[i / 20 for i in range(1, 21)],
+            buckets=_SHARES,
         )
         self._amplification = Histogram(
             "latentserve_amplification", "Generated ÷ prompt tokens of a request, by a hash of its key.", ["key"],

@@ -255,7 +255,7 @@ def sweep(
         names = tuple(_one_of(name, "--conditioners", get_args(Conditioner)) for name in conditioners.split(","))
         first = SftConfig(model, output, task, layout=layout, steps=steps, seed=seed)
         second = GrpoConfig(model, output, output, task, steps=grpo_steps, seed=seed) if grpo_steps else None
-        typer.echo(main(SweepConfig(first, second, tuple(map(int, num_latents.split(","))), names, test_on)))
+        typer.echo(main(SweepConfig(first, second, _numbers(num_latents, "--num-latents"), names, test_on)))
 
 
 @analyse.command()

@@ -39,7 +39,7 @@ def panel(title: str, unit: str, queries: dict[str, str], kind: str = "timeserie
 def quantiles(title: str, metric: str, where: str, by: str = "mode") -> Panel:
     """p50, p95 and p99 of a histogram of seconds."""
     legend = "{{" + by + "}}"
-    buckets = f"sum by (le, {by}) (rate({metric}_bucket{{{where}}}{_RATE}))"
+    buckets = rate(f"{metric}_bucket", f"le, {by}", where)
     return panel(title, "s", {f"{legend} p{round(q * 100)}": f"histogram_quantile({q}, {buckets})" for q in (0.5, 0.95, 0.99)})
 
 
@@ -93,24 +93,24 @@ def modes() -> list[Panel]:
     heat = [
         panel(
             f"Whole request, {mode}", "s",
-            {"{{le}}": f'sum by (le) (rate(latentserve_request_seconds_bucket{{{_WHERE}, mode="{mode}"}}{_RATE}))'}, "heatmap",
+            {"{{le}}": rate("latentserve_request_seconds_bucket", "le", f'{_WHERE}, mode="{mode}"')}, "heatmap",
         )
         for mode in ("direct", "latent", "explicit")
     ]  # fmt: skip
     return [
         *heat,
         panel("Seconds by stage", "s", {"{{mode}} {{stage}}": ratio(
-            f"sum by (mode, stage) (rate(latentserve_stage_seconds_sum{{{_MODES}}}{_RATE}))",
-            f"sum by (mode, stage) (rate(latentserve_stage_seconds_count{{{_MODES}}}{_RATE}))",
+            rate("latentserve_stage_seconds_sum", "mode, stage", _MODES),
+            rate("latentserve_stage_seconds_count", "mode, stage", _MODES),
         )}, description="Means; the stages of a mode add up to its requests."),
         quantiles("Network and probe", "latentserve_network_seconds", _MODES),
         panel("Tokens a second", "short", {"{{mode}} {{kind}}": rate("latentserve_tokens_total", "mode, kind", _MODES)}),
         panel("Thinking tokens saved a second", "short", {
-            "saved": f"sum(rate(latentserve_thinking_tokens_saved_total{{{_WHERE}}}{_RATE}))",
-            "discarded": f'sum(rate(latentserve_tokens_total{{{_WHERE}, kind="discarded"}}{_RATE}))',
+            "saved": total("latentserve_thinking_tokens_saved_total"),
+            "discarded": total("latentserve_tokens_total", f'{_WHERE}, kind="discarded"'),
         }, description="What auto's cheap answers were expected to cost with a chain, and what doubtful answers cost instead."),
         panel("Generated ÷ prompt tokens, p95 by key", "short", {"{{key}}": (
-            f"histogram_quantile(0.95, sum by (le, key) (rate(latentserve_amplification_bucket{{{_WHERE}}}{_RATE})))"
+            f"histogram_quantile(0.95, {rate('latentserve_amplification_bucket', 'le, key')})"
         )}),
     ]  # fmt: skip
 
@@ -118,20 +118,20 @@ def modes() -> list[Panel]:
 def router() -> list[Panel]:
     return [
         panel("Score that decided", "short", {
-            "{{le}}": f"sum by (le) (rate(latentserve_router_score_bucket{{{_MODES}}}{_RATE}))"
+            "{{le}}": rate("latentserve_router_score_bucket", "le", _MODES)
         }, "heatmap"),
         panel("Reasons", "reqps", {"{{mode}}: {{reason}}": (
-            f'sum by (mode, reason) (rate(latentserve_requests_total{{{_MODES}, requested="auto"}}{_RATE}))'
+            rate("latentserve_requests_total", "mode, reason", f'{_MODES}, requested="auto"')
         )}),
         panel("Checked answers", "reqps", {"{{outcome}}": rate("latentserve_checked_answers_total", "outcome")}),
         panel("Drift of the scores (PSI)", "short", {"{{instance}}": f"latentserve_router_drift_psi{{{_WHERE}}}"},
               description="Below 0.1: as calibrated. Above 0.25: fit the probe anew. Empty until there are a hundred."),
         panel("Shadows", "reqps", {"{{mode}} / {{shadow}}: {{outcome}}": (
-            f"sum by (mode, shadow, outcome) (rate(latentserve_shadows_total{{{_MODES}}}{_RATE}))"
+            rate("latentserve_shadows_total", "mode, shadow, outcome", _MODES)
         )}, description="Answers compared with another mode's, where LATENTSERVE_SHADOW_SHARE is set."),
         panel("Estimated regret", "percentunit", {"{{mode}}": ratio(
-            f"sum by (mode) (rate(latentserve_shadow_regret_total{{{_MODES}}}{_RATE}))",
-            f'sum by (mode) (rate(latentserve_shadows_total{{{_MODES}, outcome=~"agrees|differs"}}{_RATE}))',
+            rate("latentserve_shadow_regret_total", "mode", _MODES),
+            rate("latentserve_shadows_total", "mode", f'{_MODES}, outcome=~"agrees|differs"'),
         )}, description="Accuracy that the other mode would have brought, per compared answer."),
     ]  # fmt: skip
 
@@ -144,12 +144,12 @@ def engine() -> list[Panel]:
         panel("KV cache", "percentunit", {"{{instance}}": f"vllm:kv_cache_usage_perc{{{_ENGINE}}}"}),
         panel("Preemptions", "short", {"{{instance}}": rate("vllm:num_preemptions_total", "instance", _ENGINE)}),
         panel("Tokens a second", "short", {
-            "prompt": f"sum(rate(vllm:prompt_tokens_total{{{_ENGINE}}}{_RATE}))",
-            "generated": f"sum(rate(vllm:generation_tokens_total{{{_ENGINE}}}{_RATE}))",
+            "prompt": total("vllm:prompt_tokens_total", _ENGINE),
+            "generated": total("vllm:generation_tokens_total", _ENGINE),
         }),
         panel("Prefix cache hits", "percentunit", {"hits": ratio(
-            f"sum(rate(vllm:prefix_cache_hits_total{{{_ENGINE}}}{_RATE}))",
-            f"sum(rate(vllm:prefix_cache_queries_total{{{_ENGINE}}}{_RATE}))",
+            total("vllm:prefix_cache_hits_total", _ENGINE),
+            total("vllm:prefix_cache_queries_total", _ENGINE),
         )}),
         quantiles("Waiting in the engine", "vllm:request_queue_time_seconds", _ENGINE, by="instance"),
         quantiles("Prefill", "vllm:request_prefill_time_seconds", _ENGINE, by="instance"),
