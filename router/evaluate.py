@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from router.policies.always import Always
 from router.policies.diffadapt import DiffAdapt
 from router.policies.entropy import Entropy
 from router.policies.utility import Utility
-from router.policy import Limits, Mode, Scores
+from router.policy import Limits, Mode, Policy, Scores
 
 Curve = list[tuple[float, float]]
 """(mean cost, accuracy)."""
@@ -92,8 +92,9 @@ async def main(config: RouterEvalConfig) -> str:
     report["signals"] = signals
     tables = [_live_table(live), _signal_table(signals)]
     report["live"] = {name: {k: round(getattr(one, k), 4) for k in Live.__slots__} for name, one in live.items()}
+    played = play(outcomes, manifest.calibration, limits)
     for cost in ("tokens", "seconds"):
-        curves = policy_curves(outcomes, manifest.calibration, limits, cost)
+        curves = policy_curves(played, outcomes, limits, cost)
         figures = {name: areas(curve, outcomes, limits, cost) for name, curve in curves.items()}
         report[cost] = {"curves": curves, "areas": figures}
         tables.append(_area_table(curves, figures, cost))
@@ -209,31 +210,42 @@ def forecasts(asked: Sequence[Asked], calibration: Calibration, cheap: Mode) -> 
     return {name: {key: round(value, 4) for key, value in one.items()} for name, one in figures.items()}
 
 
-def policy_curves(outcomes: Sequence[Outcome], calibration: Calibration, limits: Limits, cost: str) -> dict[str, Curve]:
+def play(outcomes: Sequence[Outcome], calibration: Calibration, limits: Limits) -> dict[str, list[list[Spent]]]:
+    """Per policy, for each setting of its dial (one, where it has none), what it makes of every outcome."""
+
+    def under(policies: Iterable[Policy], limits: Limits = limits) -> list[list[Spent]]:
+        return [[apply(policy, o, limits) for o in outcomes] for policy in policies]
+
+    checked = prices(calibration, outcomes, limits)
+    unchecked = prices(calibration.model_copy(update={"confidence": None}), outcomes, limits)
+    entropies = sorted(o.scores.entropy for o in outcomes if o.scores.entropy is not None)
+    played = {
+        "utility": under(Utility(calibration, price) for price in checked),
+        "utility, no check": under(
+            (Utility(calibration, price) for price in unchecked), Limits(limits.can_think_latent, can_escalate=False)
+        ),
+        "DiffAdapt": under([DiffAdapt(calibration.strategies, calibration.longest_tokens)]),
+    }
+    if entropies:
+        thresholds = [entropies[round(at * (len(entropies) - 1) / 20)] for at in range(21)]
+        played["first-token entropy"] = under(map(Entropy, thresholds))
+    for mode in dict.fromkeys((Mode.DIRECT, limits.cheap, Mode.EXPLICIT)):
+        played[f"always {mode}"] = under([Always(mode)])
+    return played
+
+
+def policy_curves(
+    played: dict[str, list[list[Spent]]], outcomes: Sequence[Outcome], limits: Limits, cost: str
+) -> dict[str, Curve]:
     """Per policy the points (mean cost, accuracy) that its dial can reach; one point for a policy without a dial."""
 
     def point(spent: Sequence[Spent]) -> tuple[float, float]:
         return (statistics.fmean(getattr(one, cost) for one in spent), statistics.fmean(one.correct for one in spent))
 
-    never = Limits(limits.can_think_latent, can_escalate=False)
-    all_prices = prices(calibration, outcomes, limits)
-    unchecked = prices(calibration.model_copy(update={"confidence": None}), outcomes, limits)
-    entropies = sorted(o.scores.entropy for o in outcomes if o.scores.entropy is not None)
-    curves = {
-        "utility": [point([apply(Utility(calibration, price), o, limits) for o in outcomes]) for price in all_prices],
-        "utility, no check": [point([apply(Utility(calibration, price), o, never) for o in outcomes]) for price in unchecked],
-        "DiffAdapt": [
-            point([apply(DiffAdapt(calibration.strategies, calibration.longest_tokens), o, limits) for o in outcomes])
-        ],
-        "oracle": oracle(outcomes, limits, cost),
-    }
-    if entropies:
-        thresholds = [entropies[round(at * (len(entropies) - 1) / 20)] for at in range(21)]
-        curves["first-token entropy"] = [point([apply(Entropy(t), o, limits) for o in outcomes]) for t in thresholds]
-    for mode in dict.fromkeys((Mode.DIRECT, limits.cheap, Mode.EXPLICIT)):
-        curves[f"always {mode}"] = [point([apply(Always(mode), o, limits) for o in outcomes])]
-    curves["random mix"] = [*curves[f"always {limits.cheap}"], *curves["always explicit"]]
-    return {name: sorted(curve) for name, curve in curves.items()}
+    curves = {name: sorted(map(point, settings)) for name, settings in played.items()}
+    curves["oracle"] = sorted(oracle(outcomes, limits, cost))
+    curves["random mix"] = sorted([*curves[f"always {limits.cheap}"], *curves["always explicit"]])
+    return curves
 
 
 def oracle(outcomes: Sequence[Outcome], limits: Limits, cost: str) -> Curve:

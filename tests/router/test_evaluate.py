@@ -5,7 +5,7 @@ import pytest
 
 from router.calibrate import calibrate
 from router.calibration import Confidence, Target
-from router.evaluate import Asked, RouterEvalConfig, areas, best_at, forecasts, main, oracle, policy_curves
+from router.evaluate import Asked, RouterEvalConfig, areas, best_at, forecasts, main, oracle, play, policy_curves
 from router.policy import Limits, Mode
 from server.settings import DEMO_BUNDLE
 from tests.router.test_calibrate import outcomes
@@ -18,7 +18,7 @@ def test_a_random_mix_recovers_half_the_gap_and_an_oracle_nearly_all() -> None:
     calibration = calibrate(
         rows, Confidence(prior_weight=0.5, answer_weight=1.0, bias=0.0), Target(explicit_share=0.3), Mode.LATENT
     )
-    curves = policy_curves(rows, calibration, LIMITS, "tokens")
+    curves = policy_curves(play(rows, calibration, LIMITS), rows, LIMITS, "tokens")
     figures = {name: areas(curve, rows, LIMITS, "tokens") for name, curve in curves.items()}
     assert figures["random mix"]["APGR"] == pytest.approx(0.5, abs=0.01)
     assert 0.5 < figures["utility, no check"]["APGR"] < figures["utility"]["APGR"] < figures["oracle"]["APGR"] < 1
