@@ -105,6 +105,11 @@ def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConf
     )
 
 
+def batch_at_equal_cost(batch_size: int, num_latents: int, larger: int) -> int:
+    """Questions with `larger` latents each whose step costs about as much as `batch_size` with `num_latents`."""
+    return max(8, batch_size * 2 * num_latents // (num_latents + larger))
+
+
 class Curriculum:
     """Which levels are open, by a running mean of the NLL at each."""
 
@@ -168,8 +173,7 @@ def main(config: SftConfig) -> None:
             batch, num_latents = pools.next(rng), most
             if step >= config.nested_from * config.steps and rng.random() < 0.5:
                 num_latents = rng.choice(nested_sizes)
-            # A larger budget gets a smaller batch, so that every step costs about the same.
-            batch = batch[: max(8, len(batch) * 2 * most // (most + num_latents))]
+            batch = batch[: batch_at_equal_cost(len(batch), most, num_latents)]
             with autocast(device):
                 prompt = base.read([sample.prompt_ids for sample in batch])
                 latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)

@@ -2,8 +2,8 @@
 
     latentserve train sweep --model runs/base --output runs/sweep --num-latents 64,128,256,512 --conditioners last,all
 
-Every variant is a directory with its own resumable run; a finished one has a `result.json`. Run the same command again to go
-on where a sweep was stopped.
+SFT steps cost about the same in all variants: with more latents a batch has fewer questions. Every variant is a directory
+with its own resumable run; a finished one has a `result.json`. Run the same command again to go on where a sweep was stopped.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from reasoning_net.config import Conditioner
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import TransformersRollouts, greedy_accuracy
 from reasoning_net.tasks import Task
+from reasoning_net.training import seconds_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def main(config: SweepConfig) -> str:
         stage = replace(
             config.first, output=directory / "sft", num_latents=num_latents, max_latents=num_latents, nested_from=1.0,
             conditioner=conditioner,
+            batch_size=sft.batch_at_equal_cost(config.first.batch_size, min(config.num_latents), num_latents),
         )  # fmt: skip
         rows.append(_result(directory / "sft", "SFT", stage, partial(sft.main, stage), task, base, config.test_on))
         if config.second:
@@ -71,7 +73,8 @@ def _result(
             "latents": config.num_latents,
             "conditioner": config.conditioner,
             "stage": stage,
-            "steps": config.steps,
+            "batch": config.batch_size,
+            "minutes": round(seconds_trained(directory / "run") / 60, 1),
             "accuracy": round(greedy_accuracy(net, base, rollouts, task, examples, config.num_latents), 4),
         }
         path.write_text(json.dumps(row))

@@ -132,7 +132,7 @@ class Run:
         self._recent: dict[str, float] = {}
         self.extra: dict[str, Any] = {}
         """What a stage must find again when it resumes (a curriculum's level, say)."""
-        self._first_step = 0
+        self._first_step, self._seconds = 0, 0.0
         if self._state.exists():
             state = torch.load(self._state, weights_only=True)
             module.load_state_dict(state["module"])
@@ -140,6 +140,7 @@ class Run:
             if average is not None:
                 average.load_state_dict(state["average"])
             self._first_step, self.extra, self._recent = state["step"], state["extra"], state["recent"]
+            self._seconds = state["seconds"]
         if is_main:
             # Records from after the checkpoint will be made again.
             self._log.write_text("".join(json.dumps(r) + "\n" for r in read_log(self._log) if r["step"] <= self._first_step))
@@ -148,7 +149,7 @@ class Run:
         """The steps that are left, saving on the way."""
         options: dict[str, Any] = {"desc": self._title, "unit": "step", "smoothing": 0.05, "disable": not self._is_main}
         with tqdm(total=self._total_steps, initial=self._first_step, **options) as self._bar:
-            self._started = time.monotonic()
+            self._started = time.monotonic() - self._seconds  # the time between a stop and its resumption does not count
             for step in range(self._first_step, self._total_steps):
                 yield step
                 self._bar.update()
@@ -171,9 +172,15 @@ class Run:
         state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
         if self._average is not None:
             state["average"] = self._average.state_dict()
-        torch.save(state | {"step": step, "extra": self.extra, "recent": self._recent}, new)
+        seconds = time.monotonic() - self._started
+        torch.save(state | {"step": step, "seconds": seconds, "extra": self.extra, "recent": self._recent}, new)
         new.replace(self._state)  # a run that is killed while it saves keeps the checkpoint before
         plot_curves(read_log(self._log), self._title, self._directory / "curves.png")
+
+
+def seconds_trained(directory: Path) -> float:
+    """How long the run in a directory took, without the time between a stop and its resumption."""
+    return float(torch.load(directory / "state.pt", weights_only=True)["seconds"])
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -240,6 +240,7 @@ def sweep(
     num_latents: Annotated[str, typer.Option(help="Comma-separated numbers of latents.")] = "64,128,256,512",
     conditioners: Annotated[str, typer.Option(help="Comma-separated.")] = "all+embeddings",
     steps: Annotated[int, typer.Option(help="SFT steps of each variant.")] = 600,
+    batch_size: Annotated[int, typer.Option(help="Questions a batch with the fewest latents; with more there are fewer.")] = 64,
     grpo_steps: Annotated[int, typer.Option(help="GRPO steps of each variant; 0: SFT alone.")] = 0,
     test_on: Annotated[int, typer.Option(help="Test questions.")] = 1000,
     layout: LayoutFile = None,
@@ -253,7 +254,7 @@ def sweep(
     with one_sentence(output):
         task = TaskSpec(data, preset, columns, whole)
         names = tuple(_one_of(name, "--conditioners", get_args(Conditioner)) for name in conditioners.split(","))
-        first = SftConfig(model, output, task, layout=layout, steps=steps, seed=seed)
+        first = SftConfig(model, output, task, layout=layout, steps=steps, batch_size=batch_size, seed=seed)
         second = GrpoConfig(model, output, output, task, steps=grpo_steps, seed=seed) if grpo_steps else None
         typer.echo(main(SweepConfig(first, second, _numbers(num_latents, "--num-latents"), names, test_on)))
 
