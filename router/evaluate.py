@@ -138,7 +138,7 @@ class _Asker:
                 entropy = -sum(math.exp(value) * value for value in logprobs)
                 sure = min(token["logprob"] for token in _tokens(answers[cheap][0]))
                 outcome = Outcome(
-                    Scores(**routed["scores"], entropy=entropy),
+                    Scores(**routed["route"]["scores"], entropy=entropy),
                     math.exp(sure),
                     {mode: float(self._is_correct(content, example)) for mode, (content, _) in answers.items()},
                     {mode: float(content["usage"]["completion_tokens"]) for mode, (content, _) in answers.items()},

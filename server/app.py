@@ -17,6 +17,7 @@ from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
 from reasoning_net.bundle import Bundle
 from router.policy import Mode, RouterError
+from server import console
 from server.chat import ReasoningModes, parse_options
 from server.decision_log import DecisionLog
 from server.engine.hybrid import HybridEngine
@@ -49,6 +50,8 @@ async def create_app(
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     readiness.mount(app, engine)
     mount_router(app, engine, bundle, settings.operator_key)
+    if settings.console:
+        console.mount(app, available_modes(bundle), is_demo=settings.is_demo)
     return app
 
 
@@ -114,7 +117,7 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
         app = await create_app(engine, args, settings, bundle, readiness, metrics)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, modes))
         warm_up.add_done_callback(
-            lambda done: None if done.cancelled() else print(_welcome(address, args, readiness), flush=True)
+            lambda done: None if done.cancelled() else print(_welcome(address, args, readiness, settings), flush=True)
         )
         log_config = get_uvicorn_log_config(args)
         shutdown = await serve_http(
@@ -139,15 +142,16 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
         sock.close()
 
 
-def _welcome(address: str, args: Namespace, readiness: Readiness) -> str:
+def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Settings) -> str:
     if not readiness.ready:
         return f"Not ready: {readiness.problem}"
     question = (
         "Ann has 5 pens. In January, she finds 3 pens. In February, she gives half of the pens away. "
         "How many pens does Ann have now?"
     )
+    invitation = "Open it in a browser, or try" if settings.console else "Try"
     return (
-        f"\nReady on {address} (modes: {', '.join(readiness.warm_modes)}). Try:\n\n"
+        f"\nReady on {address} (modes: {', '.join(readiness.warm_modes)}). {invitation}:\n\n"
         f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f'    -d \'{{"model": "{args.served_model_name[0]}", "mode": "latent", '
         f'"messages": [{{"role": "user", "content": "{question}"}}]}}\'\n'

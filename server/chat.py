@@ -10,10 +10,8 @@ fields that would change it are taken out of the body.
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
@@ -107,7 +105,8 @@ class ReasoningModes:
             leaving.cancel()
             if not only_route:
                 seconds = time.perf_counter() - route.started
-                failure = writer.failure if writer.is_complete else "client_left" if client.has_left else "engine"
+                left = route.abandoned or (client.has_left and not writer.is_complete)  # an aborted answer looks complete
+                failure = "client_left" if left else writer.failure if writer.is_complete else "engine"
                 if failure:
                     self._metrics.failed(route.requested, failure)
                 else:
@@ -120,6 +119,7 @@ class ReasoningModes:
         """Stop the engine's work as soon as nobody waits for it, whatever the layers between have yet to notice."""
         await client.left()
         while route.in_flight:
+            route.abandoned = True
             await self._abort(list(route.in_flight))
             await asyncio.sleep(0.05)
 
@@ -289,9 +289,7 @@ class _RouteWriter:
 
     def _decision(self, content: Body) -> Body:
         """The response of `/v1/route`."""
-        scores = asdict(self._route.scores) if self._route.scores else {}
-        known = {name: round(value, 4) if math.isfinite(value) else None for name, value in scores.items() if value is not None}
-        return {"model": content["model"], "scores": known, "prompt_tokens": content["usage"]["prompt_tokens"]}
+        return {"model": content["model"], "prompt_tokens": content["usage"]["prompt_tokens"]}
 
     def _event(self, event: bytes) -> bytes:
         """The event with the route in it, if it is one that ends a choice or carries the usage."""

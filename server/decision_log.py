@@ -2,9 +2,7 @@
 
 import json
 import logging
-import math
 import time
-from dataclasses import asdict
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,9 @@ class DecisionLog:
         """`messages`: the request's conversation, as it came."""
         if route.decision is None:
             return
-        scores = {name: value for name, value in asdict(route.scores).items() if value is not None} if route.scores else {}
         line: dict[str, Any] = {
             "time": round(time.time(), 3),
             **route.public(),
-            "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
             "confidence": route.confidence,
             "generated_tokens": route.generated_tokens,
             "seconds": round(seconds, 4),

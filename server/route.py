@@ -1,8 +1,9 @@
 """One HTTP request's way to a mode: what it asked for, handed to the engine; and what happened, handed back."""
 
+import math
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from router.policy import Decision, Mode, Policy, Scores
@@ -62,6 +63,8 @@ class Route:
     answered: float | None = None
     """When the engine had nothing more to say."""
     stages: Stages = field(default_factory=Stages)
+    abandoned: bool = False
+    """The client left before the engine was done."""
     in_flight: set[str] = field(default_factory=set)
     """Engine requests that have not ended."""
 
@@ -79,8 +82,8 @@ class Route:
         return self.mode in (None, Mode.EXPLICIT)
 
     def public(self) -> dict[str, Any]:
-        """The `route` object of a response."""
-        decision = self.decision
+        """The `route` object of a response. Its stages are seconds."""
+        decision, scores = self.decision, asdict(self.scores) if self.scores else {}
         shown: dict[str, Any] = {
             "requested": self.requested,
             "mode": self.mode,
@@ -89,6 +92,8 @@ class Route:
             "reason": decision.reason if decision else "",
             "latent_tokens": self.latent_tokens,
             "escalated": self.escalated,
+            "scores": {name: _rounded(value) for name, value in scores.items() if value is not None},
+            "stages": {name: round(seconds, 5) for name, seconds in asdict(self.stages).items()},
         }
         if self.requested is Mode.AUTO:
             shown |= {"policy": self.policy.name if self.policy else None, "discarded_tokens": self.discarded_tokens}
@@ -98,7 +103,8 @@ class Route:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    """For JSON, which knows no NaN."""
+    return round(value, 4) if value is not None and math.isfinite(value) else None
 
 
 # Set for each HTTP request; vLLM's serving layer, which stands between the request and the engine, does not know it.

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
         description="Without a probe: no explicit thinking up to this entropy (nats) of a direct answer's first token.",
     )
     reasoning_content: bool = Field(False, description="Repeat thinking text as `reasoning_content`, its older name.")
+    console: bool = Field(True, description="The console in the browser, at /.")
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache on a CPU, in GiB.")
 
     @property

@@ -34,11 +34,11 @@ def test_route_decides_as_auto_does_and_generates_nothing(server: str, client: o
         if not answered.route["escalated"]:
             assert content["route"]["mode"] == answered.route["mode"]
         assert content["prompt_tokens"] == answered.usage.prompt_tokens
-        assert content["scores"]["latent"] == content["route"]["score"]
-        assert 0 <= content["scores"]["direct"] <= 1
+        assert content["route"]["scores"]["latent"] == content["route"]["score"]
+        assert 0 <= content["route"]["scores"]["direct"] <= 1
     named = httpx.post(f"{server}/v1/route", json=body | {"mode": "explicit"}, timeout=60).json()
     assert named["route"]["mode"] == "explicit"
-    assert named["scores"] == content["scores"]
+    assert named["route"]["scores"] == content["route"]["scores"]
 
 
 def test_route_refuses_what_chat_refuses(server: str) -> None:

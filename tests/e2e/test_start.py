@@ -84,7 +84,7 @@ def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own
             with torch.no_grad():
                 expected = probe.scores(probe.features(prompt.all_states, prompt.mask, None))
             for target, value in expected.items():
-                assert routed["scores"][target] == pytest.approx(float(value), rel=0.02, abs=1e-3)
+                assert routed["route"]["scores"][target] == pytest.approx(float(value), rel=0.02, abs=1e-3)
         body = {"model": "demo", "max_tokens": 16}
         chat = body | {"messages": messages, "mode": "auto", "router": {"policy": "diffadapt"}}
         thought = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()["choices"][0]["message"]

@@ -1,0 +1,70 @@
+"""The console at `/`: one page, no build step, nothing from elsewhere."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+from starlette.staticfiles import StaticFiles
+
+from reasoning_net.demo.questions import questions
+from router.policy import Mode
+
+_FILES = Path(__file__).parent / "static"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_GENERAL = (
+    ("easy", "What is 17 + 25?"),
+    ("easy", "A book costs 12 euros and a pen 3. How much do two books and a pen cost?"),
+    ("hard", "How many positive divisors does 360 have, and what is their sum?"),
+    ("hard", "Find all integers n for which n² + 19n + 92 is a perfect square."),
+)
+
+
+class Example(BaseModel):
+    """A question that is one click away."""
+
+    label: str
+    question: str
+
+
+class Setup(BaseModel):
+    """What the page has to know of its server."""
+
+    modes: list[Mode]
+    examples: list[Example]
+
+
+def mount(app: FastAPI, modes: list[Mode], *, is_demo: bool) -> None:
+    in_order = [mode for mode in (Mode.DIRECT, Mode.LATENT, Mode.EXPLICIT, Mode.AUTO) if mode in modes]
+    setup = Setup(modes=in_order, examples=_demo_examples() if is_demo else _general_examples())
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_FILES / "index.html", headers=_HEADERS)
+
+    @app.get("/console/setup", include_in_schema=False)
+    async def describe() -> Setup:
+        return setup
+
+    app.mount("/console", StaticFiles(directory=_FILES))
+
+
+def _general_examples() -> list[Example]:
+    return [Example(label=f"{kind} {i}", question=question) for i, (kind, question) in enumerate(_GENERAL, 1)]
+
+
+def _demo_examples() -> list[Example]:
+    """Held-out questions of the demo, two each of few, some and many steps."""
+
+    def fitting(kind: str, steps: tuple[int, ...]) -> Iterator[Example]:
+        for found in itertools.islice((q for q in questions(5, "test") if q.steps in steps), 2):
+            yield Example(label=f"{kind}: {found.steps} steps, {found.family}", question=found.question)
+
+    return [*fitting("easy", (1, 2)), *fitting("medium", (4, 5)), *fitting("hard", (7, 8))]
