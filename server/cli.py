@@ -3,6 +3,9 @@
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -56,52 +59,85 @@ def serve(
         raise fail(problem)
 
 
+Url = Annotated[str, typer.Option(help="The server.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Where the server wants one.")]
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """A server that does not answer ends a command in one sentence."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        what = str(error) or type(error).__name__
+        raise fail(f"cannot reach {url}: {what}. Is the server running? Start it with `latentserve serve`.") from None
+
+
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    question: Annotated[str, typer.Argument(help="The question; - or nothing reads it from standard input.")] = "-",
     mode: Annotated[Mode, typer.Option(help="How to answer.")] = Mode.AUTO,
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    url: Url = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the server's first model.")] = None,
+    api_key: ApiKey = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Limit on generated tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy. Default: the server's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
 ) -> None:
-    """Ask a running server, with the thinking dimmed and one line of figures at the end."""
-    text = sys.stdin.read() if question == "-" else question
-    try:
-        with httpx.Client(base_url=url, timeout=300) as client:
-            name = model or client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-            body = {
-                "model": name, "mode": mode, "stream": True, "stream_options": {"include_usage": True},
-                "messages": [{"role": "user", "content": text}],
-            }  # fmt: skip
-            if max_tokens:
-                body["max_tokens"] = max_tokens
-            last: dict[str, object] = {}
-            with client.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise fail(response.json().get("error", {}).get("message", response.text))
-                for line in response.iter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        raise fail(str(event["error"].get("message", event["error"])))
-                    last = event
-                    delta = event["choices"][0]["delta"] if event["choices"] else {}
-                    typer.secho(delta.get("reasoning") or "", dim=True, nl=False)
-                    typer.echo(delta.get("content") or "", nl=False)
-    except httpx.HTTPError as error:
-        raise fail(f"cannot reach {url}: {error}. Is the server running? Start it with `latentserve serve`.") from None
+    """Ask a running server: the answer on standard output, thinking (dimmed) and one line of figures on standard error."""
+    from server.ask import AskError, Question
+    from server.ask import ask as send
+
+    text = sys.stdin.read().strip() if question == "-" else question
+    if not text:
+        raise fail("there is no question: give it as an argument or on standard input")
+
+    def show(reasoning: str, content: str) -> None:
+        if not as_json:
+            typer.secho(reasoning, dim=True, nl=False, err=True)
+            typer.echo(content, nl=False)
+
+    with reaching(url):
+        try:
+            reply = send(Question(text, mode, url, model, api_key, system, max_tokens, temperature), show)
+        except AskError as error:
+            raise fail(str(error)) from None
+        except KeyboardInterrupt:  # closing the connection has stopped the work
+            raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(asdict(reply), ensure_ascii=False, indent=2))
+        return
     typer.echo()
-    typer.secho(_summary(last), dim=True, err=True)
+    typer.secho(reply.summary, dim=True, err=True)
 
 
-def _summary(last: dict[str, object]) -> str:
-    route, usage = last.get("route"), last.get("usage")
-    if not isinstance(route, dict) or not isinstance(usage, dict):
-        return ""
-    score = "" if route["score"] is None else f", score {route['score']:.2f}"
-    return f"[{route['mode']}: {route['reason']}{score}; {usage['completion_tokens']} tokens, {route['latent_tokens']} latents]"
+@app.command()
+def top(
+    url: Url = "http://127.0.0.1:8000",
+    api_key: ApiKey = None,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    window: Annotated[float, typer.Option(min=1, help="Seconds that the figures are of.")] = 15.0,
+    once: Annotated[bool, typer.Option(help="Print the table once, after one interval.")] = False,
+) -> None:
+    """Watch a running server by mode: rates, latencies, tokens, and what the engine and the router do."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from server.top import watch
+
+    console = Console()
+    with reaching(url):
+        views = watch(url, interval, window, api_key)
+        if once:
+            console.print(next(views))
+            return
+        try:
+            with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+                for view in views:
+                    live.update(view, refresh=True)
+        except KeyboardInterrupt:
+            return
 
 
 @app.command("eval")

@@ -78,6 +78,9 @@ class Metrics:
         self._drift = Gauge(
             "latentserve_router_drift_psi", "Population stability index of the router's scores; NaN until there are a hundred."
         )
+        self._waiting = Gauge(
+            "latentserve_requests_waiting", "Requests that wait for room for latents, before the engine's own queue."
+        )
         self._shadows = Counter(
             "latentserve_shadows", "Answers of auto compared with another mode's, by both modes and outcome.",
             ["mode", "shadow", "outcome"],
@@ -107,6 +110,9 @@ class Metrics:
             return math.nan if value is None else value
 
         self._drift.set_function(current)
+
+    def watch_queue(self, waiting: Callable[[], float]) -> None:
+        self._waiting.set_function(waiting)
 
     def shadowed(self, mode: Mode, shadow: Mode, outcome: str, regret: float = 0.0) -> None:
         self._shadows.labels(mode, shadow, outcome).inc()

@@ -36,8 +36,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_server(log: Path, *flags: str) -> Iterator[str]:
-    """`latentserve serve` in a process of its own, ready; its URL."""
+def running_server(log: Path, *flags: str, when: str = "/ready") -> Iterator[str]:
+    """`latentserve serve` in a process of its own, from when that path is answered with 200 on; its URL."""
     port = free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -49,7 +49,7 @@ def running_server(log: Path, *flags: str) -> Iterator[str]:
         deadline = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/ready").status_code == 200:
+                if httpx.get(f"{url}{when}").status_code == 200:
                     break
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")

@@ -83,9 +83,11 @@ def overview() -> list[Panel]:
             {
                 "running": f"sum(vllm:num_requests_running{{{_ENGINE}}})",
                 "waiting": f"sum(vllm:num_requests_waiting{{{_ENGINE}}})",
+                "waiting for latents": f"sum(latentserve_requests_waiting{{{_WHERE}}})",
             },
         ),
         panel("Fallbacks", "reqps", {"{{reason}}": rate("latentserve_fallbacks_total", "reason")}),
+        panel("Servers that answer", "short", {"{{instance}}": f'up{{job="latentserve", {_WHERE}}}'}, description="1: yes."),
     ]  # fmt: skip
 
 
@@ -126,6 +128,15 @@ def router() -> list[Panel]:
         panel("Checked answers", "reqps", {"{{outcome}}": rate("latentserve_checked_answers_total", "outcome")}),
         panel("Drift of the scores (PSI)", "short", {"{{instance}}": f"latentserve_router_drift_psi{{{_WHERE}}}"},
               description="Below 0.1: as calibrated. Above 0.25: fit the probe anew. Empty until there are a hundred."),
+        panel("Calibration, live", "percentunit", {
+            "expected: mean score": ratio(
+                total("latentserve_router_score_sum", _MODES), total("latentserve_router_score_count", _MODES),
+            ),
+            "seen: shadows that agree": ratio(
+                total("latentserve_shadows_total", f'{_MODES}, outcome="agrees"'),
+                total("latentserve_shadows_total", f'{_MODES}, outcome=~"agrees|differs"'),
+            ),
+        }, description="Two modes agree about as often as both are right, so the lines should be close."),
         panel("Shadows", "reqps", {"{{mode}} / {{shadow}}: {{outcome}}": (
             rate("latentserve_shadows_total", "mode, shadow, outcome", _MODES)
         )}, description="Answers compared with another mode's, where LATENTSERVE_SHADOW_SHARE is set."),

@@ -120,9 +120,10 @@ class HybridEngine(AsyncLLM):
             metrics=metrics,
         )
         metrics.watch_drift(lambda: router.drift.psi)
+        metrics.watch_queue(lambda: self._waiting)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, self.get_tokenizer().decode)
-        self._lost = 0
+        self._lost = self._waiting = 0
         # z is held from step 1 to the end of step 3: as many requests as the engine runs at once, and as many again waiting.
         permits = 2 * self.vllm_config.scheduler_config.max_num_seqs
         self._latent_permits = asyncio.Semaphore(permits)
@@ -167,7 +168,11 @@ class HybridEngine(AsyncLLM):
             return
         finished = False
         waiting_since = time.perf_counter()
-        await self._latent_permits.acquire()
+        self._waiting += 1
+        try:
+            await self._latent_permits.acquire()
+        finally:
+            self._waiting -= 1
         route.stages.queue = time.perf_counter() - waiting_since
         holds_permit = True
         try:

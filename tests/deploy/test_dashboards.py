@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from reasoning_net.demo.questions import Question
+from server.settings import DEMO_BUNDLE
 from tests.conftest import free_port, running_server
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -53,12 +57,12 @@ def test_configuration_and_rules_are_valid() -> None:
 
 
 @contextlib.contextmanager
-def prometheus(target: str, directory: Path) -> Iterator[str]:
-    """A Prometheus with our rules that scrapes the target each second; its URL."""
+def prometheus(target: str, directory: Path, **settings: str) -> Iterator[str]:
+    """A Prometheus with our configuration, but for these global settings, that scrapes the target; its URL."""
     directory.mkdir()
     shutil.copy(RULES, directory / "alerts.yml")
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] |= settings
     config["scrape_configs"][0]["static_configs"] = [{"targets": [target.removeprefix("http://")]}]
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{free_port()}"
@@ -104,14 +108,12 @@ def traffic(url: str, asked: list[Question]) -> None:
 
 
 @needs_prometheus
-def test_every_query_returns_data_and_a_dead_engine_fires_an_alert(
-    tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_query_returns_data(tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTSERVE_SHADOW_SHARE", "1")
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(contextlib.ExitStack())
-        target = server.enter_context(running_server(tmp_path / "log.txt"))
-        url = stack.enter_context(prometheus(target, tmp_path / "prometheus"))
+    with (
+        running_server(tmp_path / "log.txt") as target,
+        prometheus(target, tmp_path / "prometheus", scrape_interval="1s", evaluation_interval="1s") as url,
+    ):
         assert until(30, lambda: bool(values(url, "up")))
         for _ in range(2):  # a rate needs a change
             traffic(target, asked)
@@ -124,10 +126,71 @@ def test_every_query_returns_data_and_a_dead_engine_fires_an_alert(
         assert len(list(queries())) > 50
         health = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"][0]["rules"]
         assert {rule["health"] for rule in health} == {"ok"}
-        server.close()
 
-        def firing() -> set[str]:
-            alerts = httpx.get(f"{url}/api/v1/alerts").json()["data"]["alerts"]
-            return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
-        assert until(30, lambda: "EngineDown" in firing())
+def overview(url: str, title: str, legend: str) -> list[float]:
+    """What a line of a panel of the Overview shows."""
+    panels = json.loads((DASHBOARDS / "overview.json").read_text())["panels"]
+    (panel,) = (panel for panel in panels if panel["title"] == title)
+    (target,) = (target for target in panel["targets"] if target["legendFormat"] == legend)
+    return values(url, target["expr"])
+
+
+def firing(url: str) -> set[str]:
+    alerts = httpx.get(f"{url}/api/v1/alerts").json()["data"]["alerts"]
+    return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+
+@pytest.fixture
+def broken_bundle(tmp_path: Path) -> Path:
+    """Its network computes nothing but NaN."""
+    directory = tmp_path / "bundle"
+    shutil.copytree(DEMO_BUNDLE, directory)
+    weights = load_file(directory / "reasoning_net.safetensors")
+    save_file(weights | {"scale": weights["scale"] * math.nan}, directory / "reasoning_net.safetensors")
+    return directory
+
+
+@needs_prometheus
+def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
+    tmp_path: Path, broken_bundle: Path, asked: list[Question]
+) -> None:
+    """With the intervals that we ship: latents that are not finite, a queue that grows, a server that was killed."""
+
+    def send(mode: str, max_tokens: int) -> None:
+        messages = [{"role": "user", "content": asked[0].question}]
+        body = {"model": "demo", "mode": mode, "messages": messages, "max_tokens": max_tokens, "ignore_eos": True}
+        with contextlib.suppress(httpx.TransportError):  # it will be killed
+            httpx.post(f"{target}/v1/chat/completions", json=body, timeout=300)
+
+    def flood(seconds: float) -> None:
+        """More than two sequences at a time can answer."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pool.submit(send, "explicit", 1000)
+            pool.submit(send, "latent", 1000)
+            time.sleep(0.2)
+
+    flags = ("--bundle", str(broken_bundle), "--max-num-seqs", "2")
+    with (
+        ThreadPoolExecutor(400) as pool,
+        running_server(tmp_path / "log.txt", *flags, when="/health") as target,
+        prometheus(target, tmp_path / "prometheus") as url,
+    ):
+        assert until(30, lambda: overview(url, "Servers that answer", "{{instance}}") == [1])
+        assert httpx.get(f"{target}/ready").status_code == 503
+        for _ in range(4):  # a rate needs a change
+            send("latent", 1)
+            time.sleep(1)
+        assert until(15, lambda: max(overview(url, "Fallbacks", "{{reason}}"), default=0) > 0)
+        assert until(60, lambda: "Fallbacks" in firing(url))
+        flooding = pool.submit(flood, 60)
+        assert until(15, lambda: max(overview(url, "Saturation", "waiting"), default=0) > 0)
+        assert until(15, lambda: max(overview(url, "Saturation", "waiting for latents"), default=0) > 0)
+        assert until(60, lambda: "QueueGrows" in firing(url))
+        for process in psutil.process_iter(["cmdline"]):
+            if str(broken_bundle) in (process.info["cmdline"] or ()):
+                process.kill()
+        assert until(15, lambda: overview(url, "Servers that answer", "{{instance}}") == [0])
+        assert until(60, lambda: "EngineDown" in firing(url))
+        flooding.result()

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from itertools import product
 from typing import Any
@@ -369,10 +367,3 @@ def test_health_and_readiness(server: str) -> None:
     assert ready["ready"]
     assert ready["parity"] > 0.99
     assert set(ready["warm_modes"]) == {"auto", "latent", "explicit", "direct"}
-
-
-def test_ask_from_the_command_line(server: str, asked: list[Question]) -> None:
-    command = [sys.executable, "-m", "server.cli", "ask", "-", "--mode", "latent", "--url", server]
-    result = subprocess.run(command, input=asked[0].question, capture_output=True, text=True, timeout=60, check=True)
-    assert asked[0].reply.split()[0] in result.stdout
-    assert "[latent: requested" in result.stderr

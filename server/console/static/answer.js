@@ -121,7 +121,8 @@ export class Answer {
   // Milliseconds by segment; they add up to the whole.
   get segments() {
     const total = this.milliseconds;
-    const first = this.first === null ? total : this.first - this.started;
+    if (this.first === null) return { waiting: total, prefill: 0, network: 0, discarded: 0, first: 0, writing: 0 };
+    const first = this.first - this.started;
     const stages = this.route?.stages ?? { gateway: 0, queue: 0, read: 0, network: 0, discarded: 0 };
     const known = {
       waiting: 1000 * (stages.gateway + stages.queue),
