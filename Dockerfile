@@ -23,6 +23,7 @@ COPY --from=build /opt/venv /opt/venv
 RUN useradd --create-home --uid 10001 latentserve
 USER latentserve
 WORKDIR /home/latentserve
+RUN mkdir -p .cache/huggingface
 ENV PATH=/opt/venv/bin:$PATH LATENTSERVE_HOST=0.0.0.0 LATENTSERVE_PORT=8000 LATENTSERVE_DEVICE=${DEVICE}
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=180s \

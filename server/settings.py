@@ -15,7 +15,7 @@ DEMO_MODEL, DEMO_BUNDLE = DEMO / "base", DEMO / "bundle"
 class Settings(BaseSettings):
     """One frozen object; what can be derived is derived."""
 
-    model_config = SettingsConfigDict(env_prefix="LATENTSERVE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="LATENTSERVE_", env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str = Field(str(DEMO_MODEL), description="Checkpoint directory or Hugging Face id; the embedded demo by default.")
     bundle: str | None = Field(None, description="Bundle directory; the demo's own for the demo, else none.")

@@ -151,6 +151,7 @@ def broken_bundle(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.timeout(600)  # alerts wait for their intervals, and there are three
 @needs_prometheus
 def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
     tmp_path: Path, broken_bundle: Path, asked: list[Question]
