@@ -12,8 +12,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.middleware import Middleware
+from starlette.routing import Mount
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.logger import configure_logging_from_args
 
 from reasoning_net.bundle import Bundle
 from router.policy import Mode, RouterError
@@ -44,12 +46,22 @@ async def create_app(
             log=DecisionLog(settings.decision_log, settings.decision_log_mib, settings.log_questions)
             if settings.decision_log
             else None,
+            log_requests=settings.log_format == "json",
+            trace=args.otlp_traces_endpoint is not None,
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
+    offer_openmetrics(app)
     readiness.mount(app, engine)
     mount_router(app, engine, bundle, settings.operator_key)
     return app
+
+
+def offer_openmetrics(app: FastAPI) -> None:
+    """Exemplars need it. Of vLLM's two routes for `/metrics` the first knows the older format alone, so the other leads."""
+    (negotiating,) = (route for route in app.routes if isinstance(route, Mount) and route.path == "/metrics")
+    app.routes.remove(negotiating)
+    app.routes.insert(0, negotiating)
 
 
 def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None, operator_key: SecretStr | None) -> None:
@@ -108,6 +120,7 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
     args = parse_vllm_args(settings, vllm_flags, bundle)
     modes = available_modes(bundle)
     add_aliases(args, modes)
+    configure_logging_from_args(args)
     address, sock = setup_server(args, reuse_port=False)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics) as engine:

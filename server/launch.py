@@ -7,15 +7,19 @@ import psutil
 
 from reasoning_net.bundle import BundleError
 from reasoning_net.rollouts import prepare_environment
+from server.json_logs import write_json_logs
 from server.settings import Settings
 
 
 def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
     """Serve until a signal. Returns what went wrong, or None."""
+    if settings.log_format == "json":
+        write_json_logs()
     problem = _check_model(settings) or _check_memory(settings)
     if problem:
         return problem
     prepare_environment(settings.model, settings.kv_cache_gib)
+    os.environ.setdefault("OTEL_SERVICE_NAME", "latentserve")
     import uvloop
 
     from router.policy import RouterError
