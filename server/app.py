@@ -10,12 +10,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from pydantic import SecretStr
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.responses import Response
+from starlette.routing import Route
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.logger import configure_logging_from_args
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from reasoning_net.bundle import Bundle
 from router.policy import Mode, RouterError
@@ -51,17 +55,26 @@ async def create_app(
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
-    offer_openmetrics(app)
+    mount_metrics(app)
     readiness.mount(app, engine)
     mount_router(app, engine, bundle, settings.operator_key)
     return app
 
 
-def offer_openmetrics(app: FastAPI) -> None:
-    """Exemplars need it. Of vLLM's two routes for `/metrics` the first knows the older format alone, so the other leads."""
-    (negotiating,) = (route for route in app.routes if isinstance(route, Mount) and route.path == "/metrics")
-    app.routes.remove(negotiating)
-    app.routes.insert(0, negotiating)
+def mount_metrics(app: FastAPI) -> None:
+    """`GET /metrics` in front of vLLM's, which knows no OpenMetrics and so no exemplars.
+
+    prometheus_client's own choice of a format would write `vllm_…` for `vllm:…` in OpenMetrics, unless any name is allowed.
+    """
+    registry = get_prometheus_registry()
+
+    def metrics(request: Request) -> Response:
+        if "application/openmetrics-text" in request.headers.get("Accept", ""):
+            text = openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)
+            return Response(text, headers={"Content-Type": openmetrics.CONTENT_TYPE_LATEST})
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.routes.insert(0, Route("/metrics", metrics))
 
 
 def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None, operator_key: SecretStr | None) -> None:

@@ -101,9 +101,10 @@ class ReasoningModes:
         scope = _with_headers(scope, (b"content-length", str(len(raw)).encode()))
         if route is None:
             return await self._app(scope, _Client(raw, receive).receive, send)
-        # The id is the same in a second run of the request, and known where the engine never saw it.
-        route.started, route.request_id = received, headers.get(_ID_HEADER) or uuid.uuid4().hex
-        scope = _with_headers(scope, (_ID_HEADER.encode(), route.request_id.encode("latin-1")))
+        given = headers.get(_ID_HEADER) or body.get("request_id")
+        route.started, route.request_id = received, str(given or uuid.uuid4().hex)
+        if not given:  # or a second run of the request would have another id
+            scope = _with_headers(scope, (_ID_HEADER.encode(), route.request_id.encode()))
         trace = Trace(asked_path, headers, received) if self._trace else None
         if trace:
             route.trace_id = trace.id

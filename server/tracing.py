@@ -20,7 +20,7 @@ class Trace:
     """Of one request, from its receipt on."""
 
     def __init__(self, path: str, headers: Mapping[str, str], started: float) -> None:
-        """`headers`: the client's, whose span is ours' parent. `started`: on the clock of `time.perf_counter`."""
+        """`headers`: the client's, with its span if it has one. `started`: on the clock of `time.perf_counter`."""
         self._offset = time.time_ns() - time.perf_counter_ns()
         self._tracer = get_tracer("latentserve")
         self._span: Span = self._tracer.start_span(

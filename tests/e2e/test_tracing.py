@@ -140,6 +140,15 @@ def test_an_answer_that_was_discarded_has_its_stage_streamed_or_not(observed: Ob
     assert {event["id"] for event in events} == {known["gen_ai.request.id"]}  # one answer to the client, two runs in the engine
 
 
+@pytest.mark.parametrize("path", ["responses", "messages"])
+def test_other_endpoints_are_traced_too(observed: Observed, asked: list[Question], path: str) -> None:
+    one = observed.ask(asked[3], path, mode="latent", input=asked[3].question, max_tokens=64)
+    assert one.root.name == f"latentserve {path}"
+    assert attributes(one.root)["gen_ai.request.id"] in one.response.text
+    assert len(one.passes) == 2
+    assert all(name.startswith(attributes(one.root)["gen_ai.request.id"]) for name in one.passes)
+
+
 def test_failures_are_errors_and_routing_alone_has_a_span(observed: Observed, asked: list[Question]) -> None:
     for options, id_is_known in (({"mode": "often"}, False), ({"mode": "latent", "num_latent_tokens": 999}, True)):
         one = observed.ask(asked[0], **options)
