@@ -2,18 +2,26 @@
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from pydantic import SecretStr
 from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.routing import Route
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.logger import configure_logging_from_args
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from reasoning_net.bundle import Bundle
 from router.policy import Mode, RouterError
@@ -26,6 +34,8 @@ from server.errors import BadRequestError, ForbiddenError, LatentserveError
 from server.metrics import Metrics
 from server.readiness import Readiness
 from server.settings import Settings
+
+logger = logging.getLogger("vllm.latentserve.app")
 
 
 async def create_app(
@@ -45,14 +55,33 @@ async def create_app(
             log=DecisionLog(settings.decision_log, settings.decision_log_mib, settings.log_questions)
             if settings.decision_log
             else None,
+            log_requests=settings.log_format == "json",
+            trace=args.otlp_traces_endpoint is not None,
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
+    mount_metrics(app)
     readiness.mount(app, engine)
     mount_router(app, engine, bundle, settings.operator_key)
     if settings.console:
         console.mount(app, available_modes(bundle), is_demo=settings.is_demo)
     return app
+
+
+def mount_metrics(app: FastAPI) -> None:
+    """`GET /metrics` in front of vLLM's, which knows no OpenMetrics and so no exemplars.
+
+    prometheus_client's own choice of a format would write `vllm_…` for `vllm:…` in OpenMetrics, unless any name is allowed.
+    """
+    registry = get_prometheus_registry()
+
+    def metrics(request: Request) -> Response:
+        if "application/openmetrics-text" in request.headers.get("Accept", ""):
+            text = openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)
+            return Response(text, headers={"Content-Type": openmetrics.CONTENT_TYPE_LATEST})
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.routes.insert(0, Route("/metrics", metrics))
 
 
 def mount_router(app: FastAPI, engine: HybridEngine, bundle: Bundle | None, operator_key: SecretStr | None) -> None:
@@ -111,14 +140,14 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
     args = parse_vllm_args(settings, vllm_flags, bundle)
     modes = available_modes(bundle)
     add_aliases(args, modes)
+    configure_logging_from_args(args)
     address, sock = setup_server(args, reuse_port=False)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics) as engine:
         app = await create_app(engine, args, settings, bundle, readiness, metrics)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, modes))
-        warm_up.add_done_callback(
-            lambda done: None if done.cancelled() else print(_welcome(address, args, readiness, settings), flush=True)
-        )
+        say = logger.info if settings.log_format == "json" else partial(print, flush=True)
+        warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))
         log_config = get_uvicorn_log_config(args)
         shutdown = await serve_http(
             app,

@@ -10,7 +10,9 @@ fields that would change it are taken out of the body.
 
 import asyncio
 import json
+import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -25,8 +27,11 @@ from server.decision_log import DecisionLog
 from server.errors import BadRequestError
 from server.metrics import Metrics
 from server.route import Route, current_route
+from server.tracing import Trace
 
+logger = logging.getLogger("vllm.latentserve.requests")
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
+_ID_HEADER = "x-request-id"
 _CHAT_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
 _PATHS = (*_CHAT_PATHS, "/v1/completions")
 _ROUTE_PATH = "/v1/route"
@@ -57,8 +62,10 @@ class ReasoningModes:
         abort: Callable[[list[str]], Awaitable[None]],
         reasoning_content: bool = False,
         log: DecisionLog | None = None,
+        log_requests: bool = False,
+        trace: bool = False,
     ) -> None:
-        self._log = log
+        self._log, self._log_requests, self._trace = log, log_requests, trace
         self._app, self._default, self._latent_available, self._metrics = app, default, latent_available, metrics
         self._abort, self._reasoning_content = abort, reasoning_content
 
@@ -73,11 +80,14 @@ class ReasoningModes:
         raw = await _read_body(receive)
         if raw is None:
             return None  # the client left
+        headers = Headers(scope=scope)
         try:
             body = json.loads(raw)
-            route = self._route(asked_path, body, Headers(scope=scope)) if isinstance(body, dict) else None
+            route = self._route(asked_path, body, headers) if isinstance(body, dict) else None
         except BadRequestError as error:
             self._metrics.failed(None, _FAILURES[error.status])
+            if self._trace:
+                Trace(asked_path, headers, received).refuse(error.status, _FAILURES[error.status])
             return await JSONResponse(error.body(), error.status)(scope, receive, send)
         except ValueError:
             route = None  # not JSON: vLLM's error says so
@@ -86,11 +96,17 @@ class ReasoningModes:
                 route.only_route = True
                 body = {name: value for name, value in body.items() if name not in _OF_THE_ANSWER}
             raw = json.dumps(body).encode()
-        scope = dict(scope, headers=[(k, v) for k, v in scope["headers"] if k != b"content-length"])
-        scope["headers"].append((b"content-length", str(len(raw)).encode()))
+        scope = _with_headers(scope, (b"content-length", str(len(raw)).encode()))
         if route is None:
             return await self._app(scope, _Client(raw, receive).receive, send)
-        route.started = received
+        given = headers.get(_ID_HEADER) or body.get("request_id")
+        route.started, route.request_id = received, str(given or uuid.uuid4().hex)
+        if not given:  # or a second run of the request would have another id
+            scope = _with_headers(scope, (_ID_HEADER.encode(), route.request_id.encode()))
+        trace = Trace(asked_path, headers, received) if self._trace else None
+        if trace:
+            route.trace_id = trace.id
+            scope = _with_headers(scope, *trace.headers())
         token = current_route.set(route)
         client = _Client(raw, receive)
         leaving = asyncio.create_task(self._abort_when_left(client, route))
@@ -103,16 +119,20 @@ class ReasoningModes:
         finally:
             current_route.reset(token)
             leaving.cancel()
+            route.ended = time.perf_counter()
+            if route.abandoned or not writer.is_complete:  # an aborted answer looks complete
+                route.failure = "client_left" if route.abandoned or client.has_left else "engine"
+            if trace:
+                trace.end(route)
             if not only_route:
-                seconds = time.perf_counter() - route.started
-                left = route.abandoned or (client.has_left and not writer.is_complete)  # an aborted answer looks complete
-                failure = "client_left" if left else writer.failure if writer.is_complete else "engine"
-                if failure:
-                    self._metrics.failed(route.requested, failure)
+                if route.failure:
+                    self._metrics.failed(route.requested, route.failure)
                 else:
-                    self._metrics.answered(route, seconds, Headers(scope=scope).get("authorization"))
+                    self._metrics.answered(route, headers.get("authorization"))
                 if self._log:
-                    self._log.write(route, seconds, body.get("messages") or body.get("input"))
+                    self._log.write(route, body.get("messages") or body.get("input"))
+                if self._log_requests:
+                    logger.info("request", extra=route.record())
         return None
 
     async def _abort_when_left(self, client: "_Client", route: Route) -> None:
@@ -222,8 +242,6 @@ class _RouteWriter:
         self._is_stream = False
         self._is_second = False
         self.is_complete = False
-        self.failure: str | None = None
-        """What came instead of an answer."""
         self._first_event = b""
         self._body = b""
 
@@ -240,9 +258,9 @@ class _RouteWriter:
             return  # the end of a void answer, and the start that the client has
         self.is_complete = message["type"] == "http.response.body" and not message.get("more_body")
         if message["type"] == "http.response.start":
-            self._start = message
+            self._start, self._route.status = message, message["status"]
             if message["status"] != 200:
-                self.failure = _FAILURES.get(message["status"], "refused" if message["status"] < 500 else "engine")
+                self._route.failure = _FAILURES.get(message["status"], "refused" if message["status"] < 500 else "engine")
             self._is_stream = "text/event-stream" in MutableHeaders(scope=message).get("content-type", "")
         elif message["type"] != "http.response.body":
             await self._send(message)
@@ -251,7 +269,7 @@ class _RouteWriter:
             if not self._first_event:
                 self._first_event, self._route.first_byte = message.get("body", b""), time.perf_counter()
             if message.get("body", b"").startswith(b'data: {"error"'):
-                self.failure = "engine"
+                self._route.failure = "engine"
             await self._send({**message, "body": self._event(message.get("body", b""))})
         else:
             self._body += message.get("body", b"")
@@ -308,6 +326,7 @@ class _RouteWriter:
         return head + b"data: " + _dumped(content) + b"\n\n"
 
     def _completed(self, content: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        self._route.request_id = content.get("id", self._route.request_id)  # some endpoints number the engine's
         content["route"] = self._route.public()
         usage = content.get("usage")
         if isinstance(usage, dict) and "prompt_tokens" in usage:
@@ -326,6 +345,12 @@ def repeat_reasoning(content: Body) -> None:
         for part in (choice.get("message"), choice.get("delta")):
             if isinstance(part, dict) and part.get("reasoning") is not None:
                 part["reasoning_content"] = part["reasoning"]
+
+
+def _with_headers(scope: Scope, *headers: tuple[bytes, bytes]) -> Scope:
+    """The scope with these headers instead of those that it may have by their names."""
+    names = {name for name, _ in headers}
+    return dict(scope, headers=[*(header for header in scope["headers"] if header[0] not in names), *headers])
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -18,17 +18,11 @@ class DecisionLog:
         self._log_questions = log_questions
         self._handler = RotatingFileHandler(path, maxBytes=max_mib * 2**20, backupCount=4, encoding="utf-8")
 
-    def write(self, route: Route, seconds: float, messages: Any) -> None:
+    def write(self, route: Route, messages: Any) -> None:
         """`messages`: the request's conversation, as it came."""
         if route.decision is None:
             return
-        line: dict[str, Any] = {
-            "time": round(time.time(), 3),
-            **route.public(),
-            "confidence": route.confidence,
-            "generated_tokens": route.generated_tokens,
-            "seconds": round(seconds, 4),
-        }
+        line = {"time": round(time.time(), 3), **route.record()}
         if self._log_questions:
             line["messages"] = messages
         record = logging.LogRecord("decisions", logging.INFO, "", 0, json.dumps(line, ensure_ascii=False), None, None)

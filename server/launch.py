@@ -1,7 +1,10 @@
 """Run the server from the command line: every way it can fail to start becomes one sentence."""
 
+import json
+import logging.config
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -16,6 +19,9 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
     if problem:
         return problem
     prepare_environment(settings.model, settings.kv_cache_gib)
+    os.environ.setdefault("OTEL_SERVICE_NAME", "latentserve")
+    if settings.log_format == "json":
+        _log_json()
     import uvloop
 
     from router.policy import RouterError
@@ -40,6 +46,13 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
             "LATENTSERVE_KV_CACHE_GIB (CPU), --gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
         )
     return None
+
+
+def _log_json() -> None:
+    """All loggers of this process and of those that it starts; a logging configuration that the user has set wins."""
+    config = os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("logging.json")))
+    logging.captureWarnings(True)
+    logging.config.dictConfig(json.loads(Path(config).read_text()))
 
 
 def _check_model(settings: Settings) -> str | None:

@@ -1,9 +1,11 @@
-"""Every Prometheus series of ours; vLLM's own are on the same `/metrics`."""
+"""Every Prometheus series of ours; vLLM's own are on the same `/metrics`.
+
+The latencies carry exemplars, the id of a request in each bucket, for scrapers that ask for OpenMetrics.
+"""
 
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -14,6 +16,7 @@ from server.route import Route
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 _SHARES = tuple(i / 20 for i in range(1, 21))
 _MAX_KEYS = 100
+_MAX_ID = 64
 FALLBACKS = ("latents_not_finite", "score_not_finite", "no_score")
 
 
@@ -121,22 +124,21 @@ class Metrics:
     def failed(self, requested: Mode | None, kind: str) -> None:
         self._failures.labels(requested or "unknown", kind).inc()
 
-    def answered(self, route: Route, seconds: float, key: str | None) -> None:
+    def answered(self, route: Route, key: str | None) -> None:
         """All that one request brings. `key`: the client's, if it has one."""
         if route.mode is None or route.decision is None:
             return
-        mode, labels = route.mode, (route.requested, route.mode)
+        mode, labels, exemplar = route.mode, (route.requested, route.mode), _exemplar(route)
         self._requests.labels(*labels, route.decision.reason).inc()
-        self._seconds.labels(*labels).observe(seconds)
+        self._seconds.labels(*labels).observe(route.seconds, exemplar)
         if route.first_byte is not None:
             first = route.first_byte - route.started
-            self._first.labels(*labels).observe(first)
+            self._first.labels(*labels).observe(first, exemplar)
             if route.generated_tokens > 1:
-                self._per_token.labels(*labels).observe((seconds - first) / (route.generated_tokens - 1))
-        stages = asdict(route.stages) | {"respond": max(0.0, route.started + seconds - (route.answered or route.started))}
-        self._network.labels(mode).observe(stages.pop("network"))
-        for stage, spent in stages.items():
-            self._stage.labels(stage, mode).observe(spent)
+                self._per_token.labels(*labels).observe((route.seconds - first) / (route.generated_tokens - 1))
+        self._network.labels(mode).observe(route.stages.network)
+        for stage, start, end in route.timeline():
+            self._stage.labels(stage, mode).observe(end - start)
         for kind, count in (
             ("prompt", route.prompt_tokens), ("latent", route.latent_tokens), ("thinking", route.thinking_tokens),
             ("answer", route.generated_tokens - route.thinking_tokens), ("discarded", route.discarded_tokens),
@@ -159,3 +161,9 @@ class Metrics:
             return "others"
         self._keys.add(label)
         return label
+
+
+def _exemplar(route: Route) -> dict[str, str]:
+    """A request to look at, where a bucket is. OpenMetrics takes 128 characters; a client may have chosen the id."""
+    trace = {"trace_id": route.trace_id} if route.trace_id else {}
+    return {"request_id": route.request_id[:_MAX_ID], **trace}

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,9 +63,19 @@ class Route:
     """When a stream's first event left; None without a stream."""
     answered: float | None = None
     """When the engine had nothing more to say."""
+    ended: float | None = None
+    """When the last byte left."""
+    status: int | None = None
+    """Of HTTP."""
+    failure: str | None = None
+    """What came instead of an answer."""
     stages: Stages = field(default_factory=Stages)
     abandoned: bool = False
     """The client left before the engine was done."""
+    request_id: str = ""
+    """The response's; before there is one the engine's; before that the client's X-Request-Id, or one in its place."""
+    trace_id: str | None = None
+    """None without tracing."""
     in_flight: set[str] = field(default_factory=set)
     """Engine requests that have not ended."""
 
@@ -80,6 +91,23 @@ class Route:
     def thinks_in_text(self) -> bool:
         """Whether the model's output starts with its chain. Undecided requests may."""
         return self.mode in (None, Mode.EXPLICIT)
+
+    @property
+    def seconds(self) -> float:
+        """From the receipt to the last byte."""
+        assert self.ended is not None, "asked of requests that have ended"
+        return self.ended - self.started
+
+    def timeline(self) -> Iterator[tuple[str, float, float]]:
+        """(stage, start, end). One stage follows the other, so where a stage was not, it has no length."""
+        start = self.started
+        for stage in ("gateway", "queue", "read", "discarded"):
+            end = start + getattr(self.stages, stage)
+            yield stage, start, end
+            start = end
+        if self.answered is not None:
+            yield "answer", self.answered - self.stages.answer, self.answered
+            yield "respond", self.answered, self.started + self.seconds
 
     def public(self) -> dict[str, Any]:
         """The `route` object of a response. Its stages are seconds."""
@@ -100,6 +128,23 @@ class Route:
             if self.mode is Mode.EXPLICIT and decision and decision.thinking_budget is not None:
                 shown["thinking_budget"] = decision.thinking_budget
         return shown
+
+    def record(self) -> dict[str, Any]:
+        """What is written down about a request that has ended: never its text."""
+        stages = {stage: end - start for stage, start, end in self.timeline()} | {"network": self.stages.network}
+        return {
+            "request_id": self.request_id,
+            **({"trace_id": self.trace_id} if self.trace_id else {}),
+            **self.public(),
+            "confidence": self.confidence,
+            "prompt_tokens": self.prompt_tokens,
+            "thinking_tokens": self.thinking_tokens,
+            "generated_tokens": self.generated_tokens,
+            "stages": {stage: round(seconds, 5) for stage, seconds in stages.items()},
+            "status": self.status,
+            "failure": self.failure,
+            "seconds": _rounded(self.seconds),
+        }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
     decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")
     log_questions: bool = Field(False, description="Write the conversations into the decision log, too.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: the loggers' lines are objects, and each routed request has one."
+    )
     shadow_share: float = Field(
         0.0, ge=0, le=1, description="Share of auto's answers that are compared with another mode's in idle time."
     )

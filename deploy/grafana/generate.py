@@ -37,10 +37,13 @@ def panel(title: str, unit: str, queries: dict[str, str], kind: str = "timeserie
 
 
 def quantiles(title: str, metric: str, where: str, by: str = "mode") -> Panel:
-    """p50, p95 and p99 of a histogram of seconds."""
+    """p50, p95 and p99 of a histogram of seconds, and the requests that stand for its buckets where it has exemplars."""
     legend = "{{" + by + "}}"
     buckets = rate(f"{metric}_bucket", f"le, {by}", where)
-    return panel(title, "s", {f"{legend} p{round(q * 100)}": f"histogram_quantile({q}, {buckets})" for q in (0.5, 0.95, 0.99)})
+    queries = {f"{legend} p{round(q * 100)}": f"histogram_quantile({q}, {buckets})" for q in (0.5, 0.95, 0.99)}
+    made = panel(title, "s", queries)
+    made["targets"][-1]["exemplar"] = True  # once: they are the same for every quantile
+    return made
 
 
 def rate(metric: str, by: str, where: str = _WHERE) -> str:

@@ -146,6 +146,7 @@ class HybridEngine(AsyncLLM):
         if route is None or token_ids is None:
             outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
         else:
+            route.request_id = request_id
             self._check(route, token_ids, sampling_params)
             if not route.escalated:
                 route.stages.gateway, route.prompt_tokens = time.perf_counter() - route.started, len(token_ids)

@@ -67,7 +67,7 @@ def prometheus(target: str, directory: Path, **settings: str) -> Iterator[str]:
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
-    command.append(f"--web.listen-address={url.removeprefix('http://')}")
+    command += [f"--web.listen-address={url.removeprefix('http://')}", "--enable-feature=exemplar-storage"]
     with (directory / "log.txt").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -124,6 +124,10 @@ def test_every_query_returns_data(tmp_path: Path, asked: list[Question], monkeyp
         until(15, lambda: not empty())
         assert empty() == []
         assert len(list(queries())) > 50
+        window = {"query": "latentserve_request_seconds_bucket", "start": str(time.time() - 60), "end": str(time.time())}
+        kept = httpx.get(f"{url}/api/v1/query_exemplars", params=window, timeout=30).json()["data"]
+        assert all(one["labels"]["request_id"].startswith("chatcmpl-") for series in kept for one in series["exemplars"])
+        assert kept
         health = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"][0]["rules"]
         assert {rule["health"] for rule in health} == {"ok"}
 

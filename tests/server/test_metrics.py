@@ -1,5 +1,6 @@
 import pytest
 from prometheus_client import REGISTRY
+from prometheus_client.openmetrics import exposition, parser
 
 from router.policy import Decision, Mode, Scores
 from server.metrics import Metrics
@@ -15,12 +16,13 @@ def total(name: str, **labels: str) -> float:
 def answered(mode: Mode) -> Route:
     route = Route(Mode.AUTO, decision=Decision(mode, 0.9, 0.8, "worth_it"), scores=Scores(latent=0.9, tokens=200.0))
     route.prompt_tokens, route.generated_tokens, route.latent_tokens = 50, 6, 16
+    route.ended = route.started + 0.1
     return route
 
 
 def test_keys_are_told_apart_and_their_number_is_bounded(metrics: Metrics) -> None:
     for i in range(150):
-        metrics.answered(answered(Mode.LATENT), 0.1, f"Bearer secret-{i}")
+        metrics.answered(answered(Mode.LATENT), f"Bearer secret-{i}")
     samples = [s for family in REGISTRY.collect() if family.name == "latentserve_amplification" for s in family.samples]
     keys = {s.labels["key"] for s in samples}
     assert "others" in keys
@@ -30,8 +32,8 @@ def test_keys_are_told_apart_and_their_number_is_bounded(metrics: Metrics) -> No
 
 def test_what_auto_saved_is_what_a_chain_was_expected_to_cost(metrics: Metrics) -> None:
     before = total("latentserve_thinking_tokens_saved_total")
-    metrics.answered(answered(Mode.LATENT), 0.1, None)
-    metrics.answered(answered(Mode.EXPLICIT), 0.1, None)
+    metrics.answered(answered(Mode.LATENT), None)
+    metrics.answered(answered(Mode.EXPLICIT), None)
     assert total("latentserve_thinking_tokens_saved_total") - before == pytest.approx(194)
 
 
@@ -40,3 +42,13 @@ def test_drift_is_nan_until_it_is_known(metrics: Metrics) -> None:
     assert total("latentserve_router_drift_psi") != total("latentserve_router_drift_psi")
     metrics.watch_drift(lambda: 0.5)
     assert total("latentserve_router_drift_psi") == 0.5
+
+
+def test_an_exemplar_names_the_request_however_long_its_id_is(metrics: Metrics) -> None:
+    route = answered(Mode.LATENT)
+    route.request_id, route.trace_id = "chatcmpl-" + "x" * 300, "f" * 32
+    metrics.answered(route, None)
+    text = exposition.generate_latest(REGISTRY).decode()
+    families = {family.name: family for family in parser.text_string_to_metric_families(text)}
+    exemplars = [s.exemplar.labels for s in families["latentserve_request_seconds"].samples if s.exemplar]
+    assert {"request_id": route.request_id[:64], "trace_id": "f" * 32} in exemplars

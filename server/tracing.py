@@ -1,0 +1,81 @@
+"""A request's OpenTelemetry spans: one for all of it, and within it one a stage and vLLM's own for each of its passes.
+
+The exporter is the one that vLLM sets up in this process for `--otlp-traces-endpoint` (and OTEL_EXPORTER_OTLP_TRACES_PROTOCOL).
+Names follow vLLM's where it has one. No span holds text of a question or an answer.
+"""
+
+import time
+from collections.abc import Mapping
+
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace_id, get_tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from vllm.tracing import SpanAttributes
+
+from server.route import Route
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class Trace:
+    """Of one request, from its receipt on."""
+
+    def __init__(self, path: str, headers: Mapping[str, str], started: float) -> None:
+        """`headers`: the client's, with its span if it has one. `started`: on the clock of `time.perf_counter`."""
+        self._offset = time.time_ns() - time.perf_counter_ns()
+        self._tracer = get_tracer("latentserve")
+        self._span: Span = self._tracer.start_span(
+            f"latentserve {path.split('/')[2]}",
+            _PROPAGATOR.extract(headers),
+            SpanKind.SERVER,
+            {"http.request.method": "POST", "url.path": path},
+            start_time=self._ns(started),
+        )
+        self._context = set_span_in_context(self._span)
+
+    @property
+    def id(self) -> str:
+        return format_trace_id(self._span.get_span_context().trace_id)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What makes the spans of those who get it children of ours."""
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, self._context)
+        return [(name.encode(), value.encode()) for name, value in carrier.items()]
+
+    def end(self, route: Route) -> None:
+        for stage, start, end in route.timeline():
+            if end > start:
+                network = {"latentserve.network_seconds": route.stages.network} if stage == "read" else None
+                span = self._tracer.start_span(stage, self._context, attributes=network, start_time=self._ns(start))
+                span.end(self._ns(end))
+        known = {
+            SpanAttributes.GEN_AI_REQUEST_ID: route.request_id,
+            SpanAttributes.GEN_AI_USAGE_PROMPT_TOKENS: route.prompt_tokens,
+            SpanAttributes.GEN_AI_USAGE_COMPLETION_TOKENS: route.generated_tokens,
+            "latentserve.requested_mode": route.requested,
+            "latentserve.mode": route.mode,
+            "latentserve.reason": route.decision.reason if route.decision else None,
+            "latentserve.policy": route.policy.name if route.policy else None,
+            "latentserve.score": route.score,
+            "latentserve.latent_tokens": route.latent_tokens,
+            "latentserve.thinking_tokens": route.thinking_tokens,
+            "latentserve.discarded_tokens": route.discarded_tokens,
+            "latentserve.escalated": route.escalated,
+        }
+        self._span.set_attributes({name: value for name, value in known.items() if value is not None})
+        self._end(route.status, route.failure, route.started + route.seconds)
+
+    def refuse(self, status: int, failure: str) -> None:
+        """End where there was nothing to route."""
+        self._end(status, failure, time.perf_counter())
+
+    def _end(self, status: int | None, failure: str | None, ended: float) -> None:
+        if status is not None:
+            self._span.set_attribute("http.response.status_code", status)
+        if failure is not None:
+            self._span.set_attribute("error.type", failure)
+            self._span.set_status(Status(StatusCode.ERROR, failure))
+        self._span.end(self._ns(ended))
+
+    def _ns(self, seconds: float) -> int:
+        return self._offset + int(seconds * 1e9)
