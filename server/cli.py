@@ -187,7 +187,8 @@ def bench(
             serve_flags=serve_flags,
         )  # fmt: skip
         tables, problem = main(config)
-    typer.echo(tables)
+    if tables:
+        typer.echo(tables)
     if problem:
         raise fail(problem)
 

@@ -57,7 +57,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> An
                     continue
                 event = json.loads(line.removeprefix("data: "))
                 if "error" in event:
-                    return failed("error in the stream", str(event["error"]))
+                    return failed("error in the stream", _message(event))
                 if event.get("usage"):
                     last = event
                 if first is None and _has_text(event):
@@ -83,9 +83,9 @@ def _has_text(event: dict[str, Any]) -> bool:
     return any(delta.get("content") or delta.get("reasoning") for delta in deltas)
 
 
-def _message(body: bytes) -> str:
+def _message(body: bytes | dict[str, Any]) -> str:
     """The server's words, where it speaks OpenAI's protocol."""
     try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace")
+        return str((json.loads(body) if isinstance(body, bytes) else body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return str(body)

@@ -91,8 +91,8 @@ def write_base(shape: Shape, directory: Path) -> None:
         shutil.copy(DEMO_MODEL / name, directory / name)
     tokenizer = json.loads((DEMO_MODEL / "tokenizer.json").read_text())
     words = tokenizer["model"]["vocab"]
-    used = {*words.values(), *(token["id"] for token in tokenizer["added_tokens"])}
-    words |= {f"Ġword{token}": token for token in range(shape.vocab_size) if token not in used}
+    words |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}  # else they go to the end
+    words |= {f"Ġword{token}": token for token in set(range(shape.vocab_size)) - set(words.values())}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     (directory / "config.json").write_text(json.dumps(shape.config(), indent=2))
 

@@ -172,8 +172,8 @@ class Bench:
                 ) from error
             except (ValueError, LookupError, TypeError) as error:
                 raise StageError(f"{url} does not speak OpenAI's protocol: /v1/models says {error!r}") from error
-            known = build.json() if build.status_code == 200 else {}
-            self.environment["servers"][url] = {"model": model} | known
+            is_vllm = build.headers.get("content-type") == "application/json"
+            self.environment["servers"][url] = {"model": model} | (build.json() if is_vllm else {})
             yield _Server(client, model)
 
 

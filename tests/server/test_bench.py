@@ -122,6 +122,7 @@ def test_a_base_of_random_weights_has_a_word_for_every_token(tmp_path: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert len(tokenizer) == shape.vocab_size
     assert all(tokenizer.decode([token]) for token in range(shape.vocab_size))
+    assert tokenizer.encode("</think>") == AutoTokenizer.from_pretrained(DEMO_MODEL).encode("</think>")
     write_bundle(shape, base, tmp_path / "bundle")
     bundle = Bundle.load(tmp_path / "bundle")
     bundle.check_base(str(base))
@@ -261,7 +262,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_has_measured(tmp_path: Path, then
 def test_a_run_in_which_everything_fails(server: str) -> None:
     result = bench("--url", server, "--modes", "latent:100000", "--concurrency", "2", "--requests", "2", "--rounds", "1")
     assert result.exit_code == 1
-    assert "all 2 requests failed: 2 × HTTP 400" in result.stderr.splitlines()[-1]
+    assert "all 2 requests failed: 2 × error in the stream (num_latent_tokens must be" in result.stderr.splitlines()[-1]
 
 
 def test_all_arms_at_all_load_points(server: str, tmp_path: Path) -> None:
