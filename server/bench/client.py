@@ -49,15 +49,16 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> An
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
-                return failed(f"HTTP {response.status_code}", _message(await response.aread()))
+                return failed(f"HTTP {response.status_code}", _message((await response.aread()).decode(errors="replace")))
             async for line in response.aiter_lines():
                 # Parsing every chunk would take time from the server on the same machine: after the first token only the last.
                 is_wanted = first is None or '"usage"' in line or '"error"' in line
                 if not is_wanted or not line.startswith("data: {"):
                     continue
-                event = json.loads(line.removeprefix("data: "))
+                data = line.removeprefix("data: ")
+                event = json.loads(data)
                 if "error" in event:
-                    return failed("error in the stream", _message(event))
+                    return failed("error in the stream", _message(data))
                 if event.get("usage"):
                     last = event
                 if first is None and _has_text(event):
@@ -83,9 +84,9 @@ def _has_text(event: dict[str, Any]) -> bool:
     return any(delta.get("content") or delta.get("reasoning") for delta in deltas)
 
 
-def _message(body: bytes | dict[str, Any]) -> str:
+def _message(body: str) -> str:
     """The server's words, where it speaks OpenAI's protocol."""
     try:
-        return str((json.loads(body) if isinstance(body, bytes) else body)["error"]["message"])
+        return str(json.loads(body)["error"]["message"])
     except (ValueError, LookupError, TypeError):
-        return str(body)
+        return body

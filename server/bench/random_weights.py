@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import torch
+import transformers
 from transformers import AutoTokenizer
 
 from reasoning_net.bundle import Bundle, Manifest, fingerprint
@@ -62,7 +63,7 @@ class Shape:
         names = (*_PAPER, "vocab_size", "tie_word_embeddings")
         return {name: getattr(self, name) for name in names} | {
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "hidden_act": "silu",
-            "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "attention_bias": False, "eos_token_id": 2,
+            "transformers_version": transformers.__version__, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "attention_bias": False, "eos_token_id": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000},
         }  # fmt: skip
 
