@@ -63,7 +63,8 @@ class Shape:
         names = (*_PAPER, "vocab_size", "tie_word_embeddings")
         return {name: getattr(self, name) for name in names} | {
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "hidden_act": "silu",
-            "transformers_version": transformers.__version__, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "attention_bias": False, "eos_token_id": 2,
+            "transformers_version": transformers.__version__, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
+            "attention_bias": False, "eos_token_id": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000},
         }  # fmt: skip
 
