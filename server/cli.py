@@ -178,20 +178,55 @@ def evaluate(
 
 @app.command()
 def bench(
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help="The server. Default: http://127.0.0.1:8000.")] = None,
     compare: Annotated[
         str | None, typer.Option(help="A plain vLLM server of the same model, to compare explicit mode with.")
     ] = None,
-    requests: Annotated[int, typer.Option(help="Requests a mode and round.")] = 192,
-    rounds: Annotated[int, typer.Option(help="Rounds; the modes take turns in each.")] = 3,
+    random_weights: Annotated[
+        str | None, typer.Option(help="Instead of --url: serve random weights of a named shape, such as qwen3-0.6b.")
+    ] = None,
+    concurrency: Annotated[
+        str | None, typer.Option(help="Closed loops: so many requests at once. Default, without --rate: 1,64.")
+    ] = None,
+    rate: Annotated[str, typer.Option(help="Open loops: Poisson arrivals, so many a second, such as 4,8,16.")] = "",
+    modes: Annotated[str, typer.Option(help="As in eval: latent:64 and explicit:128 set a number.")] = "direct,latent,explicit",
+    mix: Annotated[str, typer.Option(help="One more arm, each request in a mode by chance: latent:0.7,explicit:0.3.")] = "",
+    requests: Annotated[
+        int, typer.Option(min=1, help="Of a mode, round and load point; at concurrency 1 an eighth of them.")
+    ] = 192,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the modes take turns in each.")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests of a mode that come first and are not counted.")] = 8,
+    data: stages.Data = "demo",
+    preset: stages.Preset = None,
+    columns: stages.Columns = "",
+    whole: stages.Whole = False,
+    seed: Annotated[int, typer.Option(help="Seed of the questions, the arrivals and the mix.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit on generated tokens.")] = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer of random weights.")] = 32,
+    thinking_tokens: Annotated[int, typer.Option(min=1, help="Length of their thinking, in explicit mode.")] = 256,
+    serve_flags: Annotated[str, typer.Option(help="More flags for the server with random weights, in one string.")] = "",
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Of the servers.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for bench.json, bench.md, the requests and plots.")] = None,
 ) -> None:
-    """Measure latency alone and throughput at concurrency 64 per mode, over HTTP, as ratios."""
-    from server.bench import BenchConfig, main, markdown
+    """Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios."""
+    from server.bench.load import Lengths, load_points, mixes
+    from server.bench.run import BenchConfig, main
 
-    try:
-        typer.echo(markdown(asyncio.run(main(BenchConfig(url, compare, requests=requests, rounds=rounds)))))
-    except httpx.HTTPError as error:
-        raise fail(f"{url}: {error!r}") from None
+    with stages.one_sentence(output):
+        loads = load_points("1,64" if concurrency is None and not rate else concurrency or "", rate)
+        if random_weights and (url or max_tokens):
+            raise fail("--random-weights serves its own model with answers of a fixed length: without --url and --max-tokens")
+        config = BenchConfig(
+            url or "http://127.0.0.1:8000", mixes(modes, mix), loads, compare, TaskSpec(data, preset, columns, whole),
+            requests=requests, rounds=rounds, warmup=warmup, seed=seed, max_tokens=max_tokens, output=output, api_key=api_key,
+            random_weights=random_weights, lengths=Lengths(answer_tokens, thinking_tokens) if random_weights else None,
+            serve_flags=serve_flags,
+        )  # fmt: skip
+        tables, problem = main(config)
+    if tables:
+        typer.echo(tables)
+    if problem:
+        raise fail(problem)
 
 
 if __name__ == "__main__":

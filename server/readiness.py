@@ -39,7 +39,8 @@ class Readiness:
         """Warm up, compare, and open the gate. A bundle that does not match keeps it closed, with the figure."""
         try:
             parity = bundle.parity() if bundle else None
-            prompt = parity["prompt_token_ids"].tolist() if parity else [1, 2, 3]
+            reserved = bundle.manifest.layout.placeholder_token_id if bundle else None
+            prompt = parity["prompt_token_ids"].tolist() if parity else [token for token in (1, 2, 3) if token != reserved]
             for mode in modes:
                 await _warm_up(engine, prompt, mode)
                 self.warm_modes.append(mode)

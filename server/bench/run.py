@@ -1,0 +1,247 @@
+"""Load over HTTP, as a client sees it: time to first token, time per token, end-to-end, throughput; per mode, and as ratios.
+
+    latentserve bench --url http://127.0.0.1:8000 [--compare http://127.0.0.1:8001]
+    latentserve bench --rate 4,8,16 --mix latent:0.7,explicit:0.3 --output runs/bench
+    latentserve bench --random-weights qwen3-0.6b --concurrency 1,8 --requests 16
+
+In every round all arms (modes, the mix, the other server) take turns at each load point, on the same fresh questions, so that
+a noisy machine treats all alike. A closed loop (`--concurrency`) sends a request when another one ends, so a slow server sees
+less load. An open loop (`--rate`) sends at the times of a Poisson process, whatever the server does, and a request's seconds
+count from when it was to arrive: one that had to wait for the client has waited (no coordinated omission).
+"""
+
+import asyncio
+import itertools
+import os
+import platform
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from reasoning_net.errors import StageError
+from reasoning_net.evaluate import Arm
+from reasoning_net.tasks import TaskSpec
+from server.bench.client import ServerGoneError, ask
+from server.bench.figures import Record, failures, markdown, write
+from server.bench.load import COMPARED, Lengths, Load, Mix, arrivals
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    url: str
+    arms: tuple[Mix, ...]
+    loads: tuple[Load, ...]
+    compare: str | None = None
+    """A second server without our modes (plain `vllm serve`): it answers as it does, compared with explicit mode."""
+    task: TaskSpec = field(default_factory=TaskSpec)
+    requests: int = 192
+    rounds: int = 3
+    warmup: int = 8
+    seed: int = 1
+    max_tokens: int | None = None
+    random_weights: str | None = None
+    """Instead of `url`: the shape of a model to serve with random weights."""
+    lengths: Lengths | None = None
+    """Of their answers."""
+    serve_flags: str = ""
+    output: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    def limit(self, mode: Arm | None) -> dict[str, Any]:
+        if self.lengths:
+            return self.lengths.limit(mode)
+        return {"max_tokens": self.max_tokens} if self.max_tokens else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    client: httpx.AsyncClient
+    model: str
+
+
+class Bench:
+    """The records are there from the first on, whatever ends the run."""
+
+    def __init__(self, config: BenchConfig) -> None:
+        self.config = config
+        self.records: list[Record] = []
+        self.environment = _environment()
+        self._task = config.task.load()
+        self._run = secrets.token_hex(3)
+
+    async def run(self) -> None:
+        """Raises `StageError` when a server cannot be used, or is gone."""
+        config = self.config
+        arms = (*config.arms, *([Mix(COMPARED)] if config.compare else []))
+        per_round = sum(load.num_requests(config.requests) for load in config.loads)
+        async with AsyncExitStack() as stack:
+            ours = await stack.enter_async_context(self._server(config.url))
+            other = await stack.enter_async_context(self._server(config.compare)) if config.compare else ours
+            servers = {arm: other if arm.name == COMPARED else ours for arm in arms}
+            with tqdm(total=len(arms) * (config.warmup + config.rounds * per_round), unit="request") as progress:
+                if config.warmup:
+                    for arm in arms:
+                        await self._turn(servers[arm], arm, Load("closed", config.warmup), None, progress)
+                for round_, load in itertools.product(range(config.rounds), config.loads):
+                    for arm in arms[round_ % len(arms) :] + arms[: round_ % len(arms)]:
+                        await self._turn(servers[arm], arm, load, round_, progress)
+
+    async def _turn(self, server: _Server, arm: Mix, load: Load, round_: int | None, progress: tqdm) -> None:
+        """One arm at one load point; without a round it is a warm-up, and nothing is recorded."""
+        bodies = self._bodies(server.model, arm, load, round_)
+        progress.set_description(f"{load}, {arm.name}" if round_ is not None else f"warm-up, {arm.name}")
+        start = time.perf_counter()
+
+        async def send(body: dict[str, Any], due: float) -> None:
+            answer = await ask(server.client, body, due)
+            if round_ is not None:
+                self.records.append(Record(arm.name, load, round_, due - start, answer))
+            progress.update()
+
+        async def closed(queue: Iterator[dict[str, Any]]) -> None:
+            for body in queue:
+                await send(body, time.perf_counter())
+
+        async def arriving(body: dict[str, Any], due: float) -> None:
+            await asyncio.sleep(due - time.perf_counter())
+            await send(body, due)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                if load.loop == "closed":
+                    queue = iter(bodies)
+                    for _ in range(int(load.value)):
+                        group.create_task(closed(queue))
+                else:
+                    rng = random.Random(f"arrivals {self.config.seed} {round_}")
+                    for body, seconds in zip(bodies, arrivals(load.value, len(bodies), rng), strict=True):
+                        group.create_task(arriving(body, start + seconds))
+        except* ServerGoneError as group_error:
+            raise group_error.exceptions[0] from None
+
+    def _bodies(self, model: str, arm: Mix, load: Load, round_: int | None) -> list[dict[str, Any]]:
+        """Fresh questions each round, the same for every arm, after a system prompt of their own.
+
+        No turn finds the prompts of another one, or of an earlier run, in the prefix cache.
+        """
+        config = self.config
+        n = config.warmup if round_ is None else load.num_requests(config.requests)
+        seed = config.seed + (config.rounds if round_ is None else round_)
+        questions = [example.messages for example in itertools.islice(self._task.examples(seed, "test"), n)]
+        if len(questions) < n:
+            raise StageError(
+                f"{config.task.source} has {len(questions)} test questions, and {n} requests want one each: lower --requests, "
+                "or use every row with --whole."
+            )
+        tag = {"role": "system", "content": f"Be brief. {self._run} {round_} {load} {arm.name}"}
+        drawn = arm.draw(n, random.Random(f"{arm.name} {load} {seed}"))
+        return [
+            {"model": model, "messages": [tag, *messages], "temperature": 0}
+            | (mode.body() if mode else {})
+            | config.limit(mode)
+            for messages, mode in zip(questions, drawn, strict=True)
+        ]
+
+    @asynccontextmanager
+    async def _server(self, url: str) -> AsyncIterator[_Server]:
+        headers = {"Authorization": f"Bearer {self.config.api_key}"} if self.config.api_key else {}
+        # Idle connections are given up before the server does, or a request could meet the server closing its connection.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600, limits=limits) as client:
+            try:
+                models = (await client.get("/v1/models")).raise_for_status().json()["data"]
+                model = str(models[0]["id"])
+                build = await client.get("/version")
+            except httpx.HTTPStatusError as error:
+                hint = " Give its key: --api-key." if error.response.status_code == 401 else ""
+                raise StageError(f"{url} answers /v1/models with {error.response.status_code}.{hint}") from error
+            except httpx.HTTPError as error:
+                raise StageError(
+                    f"cannot reach {url}: {error}. Is the server running? Start it with `latentserve serve`."
+                ) from error
+            except (ValueError, LookupError, TypeError) as error:
+                raise StageError(f"{url} does not speak OpenAI's protocol: /v1/models says {error!r}") from error
+            is_vllm = build.headers.get("content-type") == "application/json"
+            self.environment["servers"][url] = {"model": model} | (build.json() if is_vllm else {})
+            yield _Server(client, model)
+
+
+def main(config: BenchConfig) -> tuple[str, str | None]:
+    """The tables, and what went wrong: a run that is cut short keeps what it has measured."""
+    if not config.arms or not config.loads:
+        raise StageError("Nothing to measure: name --modes or a --mix, and --concurrency or --rate.")
+    if config.output:
+        try:
+            config.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StageError(f"--output {config.output} cannot be written: {error}.") from error
+    if not config.random_weights:
+        return _measure(config)
+    if any(arm.mode == "auto" for mix in config.arms for arm, _ in mix.shares):
+        raise StageError("With random weights auto decides by chance: name other --modes.")
+    from server.bench import random_weights  # torch
+
+    assert config.lengths is not None
+    at_once = max((int(load.value) for load in config.loads if load.loop == "closed"), default=64)
+    reply_tokens = config.lengths.answer_tokens + config.lengths.thinking_tokens
+    try:
+        with (
+            TemporaryDirectory(prefix="latentserve-bench-") as directory,
+            random_weights.serve(config.random_weights, Path(directory), at_once, reply_tokens, config.serve_flags) as url,
+        ):
+            return _measure(replace(config, url=url), random_weights.NOTE)
+    except KeyboardInterrupt:
+        return "", "interrupted before the server with random weights was ready."
+
+
+def _measure(config: BenchConfig, note: str = "") -> tuple[str, str | None]:
+    bench = Bench(config)
+    problem = None
+    try:
+        asyncio.run(bench.run())
+    except KeyboardInterrupt:
+        problem = f"interrupted after {len(bench.records)} requests."
+    except ServerGoneError as error:
+        problem = f"{error} The run stopped after {len(bench.records)} requests."
+    if not bench.records:
+        return "", problem
+    if all(record.answer.error for record in bench.records):
+        problem = problem or f"all {len(bench.records)} requests failed: {failures(bench.records)}"
+    if config.output:
+        write(config.output, bench.records, settings(config), bench.environment, note, problem)
+    return markdown(bench.records, note), problem
+
+
+def settings(config: BenchConfig) -> dict[str, Any]:
+    """What a run can be repeated with; without the key."""
+    return {
+        "url": config.url,
+        "compare": config.compare,
+        "arms": {mix.name: {str(arm): share for arm, share in mix.shares} for mix in config.arms},
+        "loads": [str(load) for load in config.loads],
+        "data": config.task.source,
+        "lengths": asdict(config.lengths) if config.lengths else None,
+    } | {name: getattr(config, name) for name in ("requests", "rounds", "warmup", "seed", "max_tokens", "random_weights")}
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "latentserve": version("latentserve"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "servers": {},
+    }
