@@ -112,7 +112,7 @@ def test_every_query_returns_data_and_a_dead_engine_fires_an_alert(
         server = stack.enter_context(contextlib.ExitStack())
         target = server.enter_context(running_server(tmp_path / "log.txt"))
         url = stack.enter_context(prometheus(target, tmp_path / "prometheus"))
-        assert until(30, lambda: bool(values(url, "up")))
+        assert until(30, lambda: httpx.get(f"{url}/-/ready").is_success and bool(values(url, "up")))
         for _ in range(2):  # a rate needs a change
             traffic(target, asked)
 
