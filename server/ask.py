@@ -97,19 +97,19 @@ def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
         if line.startswith("data: {"):
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
-                raise AskError(_message(chunk, str(chunk)))
+                raise AskError(message(line.removeprefix("data: ")))
             yield chunk
 
 
 def _check(response: httpx.Response) -> None:
     if response.status_code != 200:
-        text = response.read().decode(errors="replace")
-        try:
-            raise AskError(_message(json.loads(text), text))
-        except ValueError:
-            raise AskError(text or f"HTTP {response.status_code}") from None
+        raise AskError(message(response.read().decode(errors="replace")) or f"HTTP {response.status_code}")
 
 
-def _message(content: dict[str, Any], otherwise: str) -> str:
-    error = content.get("error", otherwise)
+def message(body: str) -> str:
+    """What a server says instead of an answer; its own words where it speaks OpenAI's protocol."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, LookupError, TypeError):
+        return body
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)

@@ -205,7 +205,7 @@ def bench(
     answer_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer of random weights.")] = 32,
     thinking_tokens: Annotated[int, typer.Option(min=1, help="Length of their thinking, in explicit mode.")] = 256,
     serve_flags: Annotated[str, typer.Option(help="More flags for the server with random weights, in one string.")] = "",
-    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Of the servers.")] = None,
+    api_key: ApiKey = None,
     output: Annotated[Path | None, typer.Option(help="Directory for bench.json, bench.md, the requests and plots.")] = None,
 ) -> None:
     """Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios."""

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from reasoning_net.errors import StageError
+from server.ask import message
 
 
 class ServerGoneError(StageError):
@@ -49,7 +50,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> An
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
-                return failed(f"HTTP {response.status_code}", _message((await response.aread()).decode(errors="replace")))
+                return failed(f"HTTP {response.status_code}", message((await response.aread()).decode(errors="replace")))
             async for line in response.aiter_lines():
                 # Parsing every chunk would take time from the server on the same machine: after the first token only the last.
                 is_wanted = first is None or '"usage"' in line or '"error"' in line
@@ -58,7 +59,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> An
                 data = line.removeprefix("data: ")
                 event = json.loads(data)
                 if "error" in event:
-                    return failed("error in the stream", _message(data))
+                    return failed("error in the stream", message(data))
                 if event.get("usage"):
                     last = event
                 if first is None and _has_text(event):
@@ -82,11 +83,3 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> An
 def _has_text(event: dict[str, Any]) -> bool:
     deltas = [choice["delta"] for choice in event.get("choices", ())]
     return any(delta.get("content") or delta.get("reasoning") for delta in deltas)
-
-
-def _message(body: str) -> str:
-    """The server's words, where it speaks OpenAI's protocol."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return body

@@ -114,7 +114,7 @@ def test_every_query_returns_data(tmp_path: Path, asked: list[Question], monkeyp
         running_server(tmp_path / "log.txt") as target,
         prometheus(target, tmp_path / "prometheus", scrape_interval="1s", evaluation_interval="1s") as url,
     ):
-        assert until(30, lambda: bool(values(url, "up")))
+        assert until(30, lambda: httpx.get(f"{url}/-/ready").is_success and bool(values(url, "up")))
         for _ in range(2):  # a rate needs a change
             traffic(target, asked)
 
@@ -182,6 +182,7 @@ def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
         running_server(tmp_path / "log.txt", *flags, when="/health") as target,
         prometheus(target, tmp_path / "prometheus") as url,
     ):
+        assert until(30, lambda: httpx.get(f"{url}/-/ready").is_success)
         assert until(30, lambda: overview(url, "Servers that answer", "{{instance}}") == [1])
         assert httpx.get(f"{target}/ready").status_code == 503
         for _ in range(4):  # a rate needs a change
