@@ -89,7 +89,7 @@ def until(seconds: float, holds: Callable[[], bool]) -> bool:
 
 def values(url: str, expression: str) -> list[float]:
     """What the expression gives now, with the dashboards' variables at All."""
-    expression = re.sub(r"\$(instance|model|mode)", ".*", expression).replace("$__rate_interval", "30s")
+    expression = re.sub(r"\$(instance|model|mode)", ".*", expression).replace("$__rate_interval", "2m")
     answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=30).json()
     assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
     return [float(sample["value"][1]) for sample in answer["data"]["result"]]

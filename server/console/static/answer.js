@@ -22,6 +22,7 @@ export class Answer {
     this.part(".mode").textContent = mode;
     this.started = this.first = this.ended = null;
     this.route = this.usage = null;
+    this.thinking = this.text = "";
     for (const name of SEGMENTS) {
       const segment = document.createElement("span");
       segment.className = name;
@@ -33,17 +34,14 @@ export class Answer {
     return this.element.querySelector(selector);
   }
 
-  // Ask, and show what comes; `changed` is called whenever times have moved. Never rejects.
+  // Ask, and keep what comes; `changed` is called some ten times a second, for every token would be dear. Never rejects.
   async ask(body, key, signal, changed) {
     this.started = performance.now();
     this.element.setAttribute("aria-busy", "true");
     this.part(".outcome").textContent = "asking …";
     const ticking = setInterval(changed, 100);
     try {
-      for await (const chunk of chunks({ ...body, mode: this.mode }, key, signal)) {
-        this.show(chunk);
-        changed();
-      }
+      for await (const chunk of chunks({ ...body, mode: this.mode }, key, signal)) this.take(chunk);
       this.finish("done");
     } catch (error) {
       if (error.name === "AbortError") {
@@ -61,21 +59,27 @@ export class Answer {
     return null;
   }
 
-  show(chunk) {
+  take(chunk) {
     this.route = chunk.route ?? this.route;
     this.usage = chunk.usage ?? this.usage;
     const delta = chunk.choices[0]?.delta ?? {};
     const thinking = delta.reasoning ?? "";
     if (!thinking && !delta.content) return;
     this.first ??= performance.now();
-    this.part(".outcome").textContent = thinking ? "thinking …" : "answering …";
-    if (thinking) {
-      const text = this.part(".thinking p");
+    this.thinking += thinking;
+    this.text += delta.content ?? "";
+  }
+
+  write() {
+    const thinking = this.part(".thinking p");
+    const text = this.thinking.trimStart();
+    if (thinking.textContent !== text) {
       this.part(".thinking").hidden = false;
-      text.textContent = (text.textContent + thinking).trimStart();
-      text.scrollTop = text.scrollHeight;
+      thinking.textContent = text;
+      thinking.scrollTop = thinking.scrollHeight;
     }
-    if (delta.content) this.part(".text").textContent = (this.part(".text").textContent + delta.content).trimStart();
+    this.part(".text").textContent = this.text.trimStart();
+    if (this.ended === null && this.first !== null) this.part(".outcome").textContent = this.text ? "answering …" : "thinking …";
   }
 
   finish(outcome) {
@@ -135,6 +139,7 @@ export class Answer {
   }
 
   draw(longest) {
+    this.write();
     const segments = this.segments;
     for (const name of SEGMENTS) {
       this.part(`.timeline .${name}`).style.width = `${(100 * segments[name]) / longest}%`;
