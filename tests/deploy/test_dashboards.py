@@ -185,9 +185,7 @@ def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
         assert until(30, lambda: httpx.get(f"{url}/-/ready").is_success)
         assert until(30, lambda: overview(url, "Servers that answer", "{{instance}}") == [1])
         assert httpx.get(f"{target}/ready").status_code == 503
-        for _ in range(4):  # a rate needs a change
-            send("latent", 1)
-            time.sleep(1)
+        asking = pool.submit(lambda: [(send("latent", 1), time.sleep(0.5)) for _ in range(100)])
         assert until(15, lambda: max(overview(url, "Fallbacks", "{{reason}}"), default=0) > 0)
         assert until(60, lambda: "Fallbacks" in firing(url))
         flooding = pool.submit(flood, 60)
@@ -200,3 +198,4 @@ def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
         assert until(15, lambda: overview(url, "Servers that answer", "{{instance}}") == [0])
         assert until(60, lambda: "EngineDown" in firing(url))
         flooding.result()
+        asking.result()
