@@ -56,7 +56,13 @@ class Metrics:
             buckets=_SECONDS,
         )
         self._network = Histogram(
-            "latentserve_network_seconds", "Within the stage `read`: network and probe, per batch.", ["mode"], buckets=_SECONDS
+            "latentserve_network_seconds",
+            "Within `read`: the reasoning network, per batch.",
+            ["mode"],
+            buckets=_SECONDS,
+        )
+        self._probe = Histogram(
+            "latentserve_probe_seconds", "Within `read`: the difficulty probe, per batch.", ["mode"], buckets=_SECONDS
         )
         self._tokens = Counter(
             "latentserve_tokens", "By kind: prompt (the client's), latent, thinking, answer, discarded.", ["kind", "mode"]
@@ -136,7 +142,9 @@ class Metrics:
             self._first.labels(*labels).observe(first, exemplar)
             if route.generated_tokens > 1:
                 self._per_token.labels(*labels).observe((route.seconds - first) / (route.generated_tokens - 1))
-        self._network.labels(mode).observe(route.stages.network)
+        if route.stages.read:
+            self._network.labels(mode).observe(route.stages.network)
+            self._probe.labels(mode).observe(route.stages.probe)
         for stage, start, end in route.timeline():
             self._stage.labels(stage, mode).observe(end - start)
         for kind, count in (

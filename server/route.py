@@ -22,7 +22,8 @@ class Stages:
     read: float = 0.0
     """Step 1: prefill, capture, network and probe."""
     network: float = 0.0
-    """Within `read`: network and probe, of the batch that this request was in."""
+    probe: float = 0.0
+    """Within `read`: reasoning network and probe, of the batch that this request was in."""
     discarded: float = 0.0
     """A cheap answer that was found doubtful."""
     answer: float = 0.0
@@ -131,7 +132,8 @@ class Route:
 
     def record(self) -> dict[str, Any]:
         """What is written down about a request that has ended: never its text."""
-        stages = {stage: end - start for stage, start, end in self.timeline()} | {"network": self.stages.network}
+        stages = {stage: end - start for stage, start, end in self.timeline()}
+        stages |= {"network": self.stages.network, "probe": self.stages.probe}
         return {
             "request_id": self.request_id,
             **({"trace_id": self.trace_id} if self.trace_id else {}),

@@ -45,8 +45,10 @@ class Trace:
     def end(self, route: Route) -> None:
         for stage, start, end in route.timeline():
             if end > start:
-                network = {"latentserve.network_seconds": route.stages.network} if stage == "read" else None
-                span = self._tracer.start_span(stage, self._context, attributes=network, start_time=self._ns(start))
+                span = self._tracer.start_span(stage, self._context, start_time=self._ns(start))
+                if stage == "read":
+                    parts = (("network", route.stages.network), ("probe", route.stages.probe))
+                    span.set_attributes({f"latentserve.{part}_seconds": seconds for part, seconds in parts})
                 span.end(self._ns(end))
         known = {
             SpanAttributes.GEN_AI_REQUEST_ID: route.request_id,

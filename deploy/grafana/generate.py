@@ -108,7 +108,8 @@ def modes() -> list[Panel]:
             rate("latentserve_stage_seconds_sum", "mode, stage", _MODES),
             rate("latentserve_stage_seconds_count", "mode, stage", _MODES),
         )}, description="Means; the stages of a mode add up to its requests."),
-        quantiles("Network and probe", "latentserve_network_seconds", _MODES),
+        quantiles("Reasoning network", "latentserve_network_seconds", _MODES),
+        quantiles("Probe", "latentserve_probe_seconds", _MODES),
         panel("Tokens a second", "short", {"{{mode}} {{kind}}": rate("latentserve_tokens_total", "mode, kind", _MODES)}),
         panel("Thinking tokens saved a second", "short", {
             "saved": total("latentserve_thinking_tokens_saved_total"),

@@ -364,9 +364,9 @@ class HybridEngine(AsyncLLM):
         values = [entry.logprob for entry in logprobs[0].values()]
         route.stages.read = time.perf_counter() - started
         if not has_verdict:
-            return Verdict(True, 0.0, Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf)))
+            return Verdict(True, 0.0, 0.0, Scores(entropy=-sum(math.exp(v) * v for v in values if v > -math.inf)))
         verdict = Verdict.of(values)
-        route.stages.network = verdict.network_seconds
+        route.stages.network, route.stages.probe = verdict.network_seconds, verdict.probe_seconds
         return verdict
 
     def _read_params(self, role: Role, logprobs: int = Verdict.NUM_VALUES) -> SamplingParams:

@@ -41,19 +41,22 @@ class Verdict:
 
     latents_are_finite: bool
     network_seconds: float
+    probe_seconds: float
     """Of the batch that this request's latents were computed in."""
     scores: Scores = field(default_factory=Scores)
 
-    NUM_VALUES = 6
+    NUM_VALUES = 7
 
     def values(self) -> list[float]:
         of_probe = (self.scores.direct, self.scores.latent, self.scores.explicit, self.scores.tokens)
-        return [float(self.latents_are_finite), self.network_seconds, *(_ABSENT if s is None else s for s in of_probe)]
+        first = (float(self.latents_are_finite), self.network_seconds, self.probe_seconds)
+        return [*first, *(_ABSENT if s is None else s for s in of_probe)]
 
     @classmethod
     def of(cls, values: list[float]) -> "Verdict":
-        finite, seconds, *of_probe = values[: cls.NUM_VALUES]
-        return cls(bool(finite), seconds, Scores(*(None if value == _ABSENT else value for value in of_probe)))
+        finite, network_seconds, probe_seconds, *of_probe = values[: cls.NUM_VALUES]
+        scores = Scores(*(None if value == _ABSENT else value for value in of_probe))
+        return cls(bool(finite), network_seconds, probe_seconds, scores)
 
 
 _ABSENT = -1.0

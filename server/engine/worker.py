@@ -233,13 +233,15 @@ class LatentOverlay:
             reads_embeddings = self._net.config.reads_embeddings
             embeddings = self._embed([request_id for request_id, _, _ in ended], mask) if reads_embeddings else hidden_states
             z = self._net(hidden_states.to(self._dtype), embeddings.to(self._dtype), mask, num_latents)  # (B, N, d)
-        scores = self._scores(all_states, mask, z)
+        # Reading a value waits for a GPU, so the times are those of the work.
         finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(ended)
-        seconds = time.perf_counter() - started
+        thought = time.perf_counter()
+        scores = self._scores(all_states, mask, z)
+        network_seconds, probe_seconds = thought - started, time.perf_counter() - thought
         for row, (request_id, role, _) in enumerate(ended):
             if role.keep_states:
                 self.kept_states[role.key] = ended[row][2][0]
-            self._verdicts[request_id] = Verdict(finite[row], seconds, scores[row])
+            self._verdicts[request_id] = Verdict(finite[row], network_seconds, probe_seconds, scores[row])
             if z is not None and role.num_latents and finite[row]:
                 # A latent is a function of the latents before it only: fewer of them are a prefix.
                 self.latents[role.key] = z[row, : role.num_latents].clone()

@@ -30,7 +30,7 @@ def test_ask_as_json(server: str, asked: list[Question]) -> None:
     assert reply["finish_reason"] == "stop"
     assert reply["usage"]["completion_tokens"] >= 1
     assert 0 < reply["first_token_seconds"] <= reply["seconds"]
-    assert set(reply["route"]["stages"]) == {"gateway", "queue", "read", "network", "discarded", "answer"}
+    assert set(reply["route"]["stages"]) == {"gateway", "queue", "read", "network", "probe", "discarded", "answer"}
 
 
 def test_what_goes_wrong_is_one_sentence(server: str) -> None:

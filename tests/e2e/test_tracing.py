@@ -116,7 +116,8 @@ def test_stages_and_vllms_spans_are_within_the_requests(observed: Observed, aske
     assert sum(map(seconds, one.stages.values())) == pytest.approx(seconds(root), rel=0.05)
     assert set(one.passes) == {answer["id"]} | ({answer["id"] + "-read"} if read else set())
     if read:
-        assert 0 < attributes(one.stages["read"])["latentserve.network_seconds"] < seconds(one.stages["read"])
+        parts = attributes(one.stages["read"])
+        assert 0 < parts["latentserve.probe_seconds"] < parts["latentserve.network_seconds"] < seconds(one.stages["read"])
     assert known["latentserve.requested_mode"] == known["latentserve.mode"] == mode
     assert known["gen_ai.request.id"] == answer["id"]
     assert known["gen_ai.usage.prompt_tokens"] == answer["usage"]["prompt_tokens"]
@@ -175,7 +176,7 @@ def test_loggers_write_objects_and_each_routed_request_has_one(observed: Observe
     assert (line["status"], line["failure"], line["reason"]) == (200, None, "requested")
     assert line["generated_tokens"] == answer["usage"]["completion_tokens"]
     stages = dict(line["stages"])
-    assert 0 < stages.pop("network") < stages["read"]
+    assert 0 < stages.pop("probe") < stages.pop("network") < stages["read"]
     assert sum(stages.values()) == pytest.approx(line["seconds"], rel=0.05)
     assert (failed["status"], failed["failure"], failed["mode"]) == (400, "invalid", None)
     loggers = {line["logger"] for line in observed.lines()}

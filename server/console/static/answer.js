@@ -2,13 +2,13 @@
 
 import { chunks } from "./stream.js";
 
-const SEGMENTS = ["waiting", "prefill", "network", "discarded", "first", "writing"];
+const SEGMENTS = ["waiting", "prefill", "network", "probe", "discarded", "first", "writing"];
 const NAMES = {
-  waiting: "waiting", prefill: "prefill", network: "network", discarded: "doubtful answer", first: "to first token",
+  waiting: "waiting", prefill: "prefill", network: "network", probe: "probe", discarded: "doubtful answer", first: "to first token",
   writing: "writing",
 };
 const COLORS = {
-  waiting: "var(--waiting)", prefill: "var(--prefill)", network: "var(--network)", discarded: "var(--waiting)",
+  waiting: "var(--waiting)", prefill: "var(--prefill)", network: "var(--network)", probe: "var(--probe)", discarded: "var(--waiting)",
   first: "color-mix(in srgb, var(--color) 45%, var(--page))", writing: "var(--color)",
 };
 
@@ -125,13 +125,14 @@ export class Answer {
   // Milliseconds by segment; they add up to the whole.
   get segments() {
     const total = this.milliseconds;
-    if (this.first === null) return { waiting: total, prefill: 0, network: 0, discarded: 0, first: 0, writing: 0 };
+    if (this.first === null) return { waiting: total, prefill: 0, network: 0, probe: 0, discarded: 0, first: 0, writing: 0 };
     const first = this.first - this.started;
-    const stages = this.route?.stages ?? { gateway: 0, queue: 0, read: 0, network: 0, discarded: 0 };
+    const stages = this.route?.stages ?? { gateway: 0, queue: 0, read: 0, network: 0, probe: 0, discarded: 0 };
     const known = {
       waiting: 1000 * (stages.gateway + stages.queue),
-      prefill: 1000 * (stages.read - stages.network),
+      prefill: 1000 * (stages.read - stages.network - stages.probe),
       network: 1000 * stages.network,
+      probe: 1000 * stages.probe,
       discarded: 1000 * stages.discarded,
     };
     const before = Object.values(known).reduce((sum, value) => sum + value, 0);
