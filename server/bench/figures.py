@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy import percentile
+
 from reasoning_net.plots import Points, plot_lines
 from server.bench.client import Answer
 from server.bench.load import ALONE, COMPARED, Load
@@ -53,15 +55,6 @@ class Figures:
     milliseconds: Mapping[str, Milliseconds]
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between the two nearest of the sorted values."""
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
 def summarise(records: Sequence[Record]) -> list[Figures]:
     """By load point, and within one by arm."""
     loads, arms = dict.fromkeys(record.load for record in records), dict.fromkeys(record.arm for record in records)
@@ -75,7 +68,9 @@ def _figures(records: Sequence[Record]) -> Figures:
     milliseconds = {}
     for name, measure in _MEASURES.items():
         values = [seconds * 1000 for answer in answers if (seconds := measure(answer)) is not None]
-        figures = {"mean": statistics.fmean(values)} | {f"p{q}": percentile(values, q) for q in _QUANTILES} if values else {}
+        figures = (
+            {"mean": statistics.fmean(values)} | {f"p{q}": float(percentile(values, q)) for q in _QUANTILES} if values else {}
+        )
         milliseconds[name] = {key: round(value, 3) for key, value in figures.items()}
     return Figures(
         arm=records[0].arm,

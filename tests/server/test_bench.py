@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
 from server.bench.client import Answer, ServerGoneError, ask
-from server.bench.figures import Record, markdown, percentile, ratios, summarise
+from server.bench.figures import Record, markdown, ratios, summarise
 from server.bench.load import ALONE, Lengths, Load, arrivals, load_points, mixes
 from server.bench.random_weights import SHAPES, write_base, write_bundle
 from server.cli import app
@@ -49,12 +49,6 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert times == sorted(times) == arrivals(4.0, 4000, random.Random(0))
     assert statistics.fmean(gaps) == pytest.approx(0.25, rel=0.05)
     assert statistics.stdev(gaps) == pytest.approx(0.25, rel=0.1)
-
-
-def test_percentiles_lie_between_the_values() -> None:
-    assert percentile([3.0], 99) == 3.0
-    assert percentile([4.0, 1.0, 2.0, 3.0], 50) == 2.5
-    assert percentile(list(range(101)), 95) == 95
 
 
 def test_load_points() -> None:
