@@ -22,6 +22,7 @@ export function startCharts(container, legend, template, onHealth) {
   const charts = CHARTS.map((chart) => {
     const figure = template.content.cloneNode(true).firstElementChild;
     figure.querySelector(".title").textContent = chart.title;
+    figure.querySelector("svg").setAttribute("aria-label", `${chart.title}: nothing yet`);
     container.append(figure);
     return { ...chart, figure, points: [] };
   });
@@ -30,8 +31,8 @@ export function startCharts(container, legend, template, onHealth) {
   const poll = async () => {
     if (document.hidden) return;
     try {
-      samples.push(parse(await (await fetch("/metrics")).text()));
-      onHealth((await fetch("/ready")).ok ? "ready" : "not ready");
+      samples.push(parse(await (await fetch("metrics")).text()));
+      onHealth((await fetch("ready")).ok ? "ready" : "not ready");
     } catch {
       onHealth("down");
       return;

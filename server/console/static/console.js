@@ -16,7 +16,7 @@ key.addEventListener("change", () => {
 });
 
 async function setUp() {
-  const { modes, examples } = await (await fetch("/console/setup")).json();
+  const { modes, examples } = await (await fetch("console/setup")).json();
   for (const mode of modes) {
     const label = document.createElement("label");
     label.append(Object.assign(document.createElement("input"), { type: "checkbox", name: "mode", value: mode, checked: true }));
@@ -40,7 +40,7 @@ async function setUp() {
 
 async function findModel() {
   try {
-    const { data } = await (await request("/v1/models", key.value)).json();
+    const { data } = await (await request("v1/models", key.value)).json();
     model = data[0].id;
     byId("model").textContent = model;
     byId("notice").textContent = "";

@@ -32,7 +32,7 @@ async function messageOf(response) {
 
 // The chunks of a streamed completion.
 export async function* chunks(body, key, signal) {
-  const response = await request("/v1/chat/completions", key, { method: "POST", body: JSON.stringify(body), signal });
+  const response = await request("v1/chat/completions", key, { method: "POST", body: JSON.stringify(body), signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
