@@ -99,14 +99,15 @@ def traffic(url: str, asked: list[Question]) -> None:
     """Every mode, streamed and not, with failures and questions enough for the drift."""
     for question in asked[:40] * 3:
         body: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": question.question}]}
-        assert httpx.post(f"{url}/v1/route", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/route", json=body, timeout=180).status_code == 200
     for question, mode, stream in product(asked[:3], ("direct", "latent", "explicit", "auto"), (False, True)):
         body = {"model": "demo", "messages": [{"role": "user", "content": question.question}], "mode": mode, "stream": stream}
-        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=180).status_code == 200
     assert httpx.post(f"{url}/v1/chat/completions", json={"model": "demo", "mode": "often"}, timeout=60).status_code == 400
     time.sleep(3)  # idle: shadows are compared
 
 
+@pytest.mark.timeout(600)  # traffic in every mode, twice, and a wait for rates
 @needs_prometheus
 def test_every_query_returns_data(tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTSERVE_SHADOW_SHARE", "1")
