@@ -45,7 +45,7 @@ def mount(app: FastAPI, modes: list[Mode], *, is_demo: bool) -> None:
     in_order = [mode for mode in (Mode.DIRECT, Mode.LATENT, Mode.EXPLICIT, Mode.AUTO) if mode in modes]
     setup = Setup(modes=in_order, examples=_demo_examples() if is_demo else _general_examples())
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(_FILES / "index.html", headers=_HEADERS)
 
