@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From data to a bundle: reasoning network (SFT, and GRPO where asked for), bundle, probe. Every stage resumes where it stopped.
 #
-#   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: 1.5 hours on two cores
+#   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: 2 h 42 min on two cores
 #   deploy/train.sh runs/demo --quick         the same in ten minutes, with far lower scores
 #   MODEL=Qwen/Qwen3-1.7B DATA=open-r1/OpenR1-Math-220k:default:train BACKBONE=Qwen/Qwen3-Embedding-0.6B \
 #     deploy/train.sh runs/qwen3-1.7b         the paper's recipe for another base, on one GPU
@@ -14,7 +14,8 @@ latents=16 base_steps=() sft=() grpo=() fit=()
 
 if [[ -z ${MODEL:-} ]]; then
   model=$out/base
-  [[ $quick == --quick ]] && base_steps=(--steps 320) && sft=(--steps 220) && fit=(--n 1200)
+  [[ $quick == --quick ]] && base_steps=(--steps 170) && sft=(--steps 120) &&
+    fit=(--n 400 --explicit-questions 100 --max-thinking-tokens 256)
   latentserve demo train-base --output "$model" "${base_steps[@]}"
 else
   model=$MODEL latents=256
