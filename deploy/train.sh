@@ -2,7 +2,7 @@
 # From data to a bundle: reasoning network (SFT, and GRPO where asked for), bundle, probe. Every stage resumes where it stopped.
 #
 #   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: 2 h 42 min on two cores
-#   deploy/train.sh runs/demo --quick         the same in ten minutes, with far lower scores
+#   deploy/train.sh runs/demo --quick         every stage in nine minutes; the answers are still guesses
 #   MODEL=Qwen/Qwen3-1.7B DATA=open-r1/OpenR1-Math-220k:default:train BACKBONE=Qwen/Qwen3-Embedding-0.6B \
 #     deploy/train.sh runs/qwen3-1.7b         the paper's recipe for another base, on one GPU
 #
