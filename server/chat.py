@@ -96,17 +96,18 @@ class ReasoningModes:
                 route.only_route = True
                 body = {name: value for name, value in body.items() if name not in _OF_THE_ANSWER}
             raw = json.dumps(body).encode()
-        scope = _with_headers(scope, (b"content-length", str(len(raw)).encode()))
+        changed = [(b"content-length", str(len(raw)).encode())]
         if route is None:
-            return await self._app(scope, _Client(raw, receive).receive, send)
+            return await self._app(_with_headers(scope, changed), _Client(raw, receive).receive, send)
         given = headers.get(_ID_HEADER) or body.get("request_id")
         route.started, route.request_id = received, str(given or uuid.uuid4().hex)
         if not given:  # or a second run of the request would have another id
-            scope = _with_headers(scope, (_ID_HEADER.encode(), route.request_id.encode()))
+            changed.append((_ID_HEADER.encode(), route.request_id.encode()))
         trace = Trace(asked_path, headers, received) if self._trace else None
         if trace:
             route.trace_id = trace.id
-            scope = _with_headers(scope, *trace.headers())
+            changed += trace.headers()
+        scope = _with_headers(scope, changed)
         token = current_route.set(route)
         client = _Client(raw, receive)
         leaving = asyncio.create_task(self._abort_when_left(client, route))
@@ -347,7 +348,7 @@ def repeat_reasoning(content: Body) -> None:
                 part["reasoning_content"] = part["reasoning"]
 
 
-def _with_headers(scope: Scope, *headers: tuple[bytes, bytes]) -> Scope:
+def _with_headers(scope: Scope, headers: list[tuple[bytes, bytes]]) -> Scope:
     """The scope with these headers instead of those that it may have by their names."""
     names = {name for name, _ in headers}
     return dict(scope, headers=[*(header for header in scope["headers"] if header[0] not in names), *headers])

@@ -59,7 +59,6 @@ def serve(
         raise fail(problem)
 
 
-Url = Annotated[str, typer.Option(help="The server.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Where the server wants one.")]
 
 
@@ -77,7 +76,7 @@ def reaching(url: str) -> Iterator[None]:
 def ask(
     question: Annotated[str, typer.Argument(help="The question; - or nothing reads it from standard input.")] = "-",
     mode: Annotated[Mode, typer.Option(help="How to answer.")] = Mode.AUTO,
-    url: Url = "http://127.0.0.1:8000",
+    url: stages.Url = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the server's first model.")] = None,
     api_key: ApiKey = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
@@ -114,7 +113,7 @@ def ask(
 
 @app.command()
 def top(
-    url: Url = "http://127.0.0.1:8000",
+    url: stages.Url = "http://127.0.0.1:8000",
     api_key: ApiKey = None,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
     window: Annotated[float, typer.Option(min=1, help="Seconds that the figures are of.")] = 15.0,
@@ -142,7 +141,7 @@ def top(
 
 @app.command("eval")
 def evaluate(
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    url: stages.Url = "http://127.0.0.1:8000",
     data: stages.Data = "demo",
     preset: stages.Preset = None,
     columns: stages.Columns = "",

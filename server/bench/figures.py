@@ -67,7 +67,7 @@ def _figures(records: Sequence[Record]) -> Figures:
     rounds = [[r for r in records if r.round == round_] for round_ in sorted({r.round for r in records})]
     milliseconds = {}
     for name, measure in _MEASURES.items():
-        values = [seconds * 1000 for answer in answers if (seconds := measure(answer)) is not None]
+        values = _milliseconds(answers, measure)
         figures = (
             {"mean": statistics.fmean(values)} | {f"p{q}": float(percentile(values, q)) for q in _QUANTILES} if values else {}
         )
@@ -83,6 +83,11 @@ def _figures(records: Sequence[Record]) -> Figures:
         tokens=round(statistics.fmean(answer.tokens for answer in answers), 2) if answers else 0.0,
         milliseconds=milliseconds,
     )
+
+
+def _milliseconds(answers: Sequence[Answer], measure: Callable[[Answer], float | None]) -> list[float]:
+    """Of the answers that have this time."""
+    return [seconds * 1000 for answer in answers if (seconds := measure(answer)) is not None]
 
 
 def _per_second(records: Sequence[Record], amount: Callable[[Answer], int]) -> float:
@@ -178,5 +183,5 @@ def _plot(series: Mapping[str, Points], path: Path, *, title: str, x: str, y: st
 def _distribution(records: Sequence[Record], figures: Figures, measure: str) -> list[tuple[float, float, float]]:
     """(milliseconds, share of answers that had come by then)."""
     answers = [r.answer for r in records if (r.arm, r.load) == (figures.arm, figures.load) and not r.answer.error]
-    times = sorted(seconds * 1000 for answer in answers if (seconds := _MEASURES[measure](answer)) is not None)
+    times = sorted(_milliseconds(answers, _MEASURES[measure]))
     return [(time, rank / len(times), 0.0) for rank, time in enumerate(times, 1)]

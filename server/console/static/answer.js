@@ -51,12 +51,10 @@ export class Answer {
         this.part(".error").textContent = error.message;
         this.part(".error").hidden = false;
       }
-      return error;
     } finally {
       clearInterval(ticking);
       changed();
     }
-    return null;
   }
 
   take(chunk) {
@@ -87,7 +85,7 @@ export class Answer {
     this.element.setAttribute("aria-busy", "false");
     this.part(".outcome").textContent = outcome;
     if (!this.route) return;
-    const { mode, latent_tokens: latents, discarded_tokens: discarded } = this.route;
+    const { latent_tokens: latents, discarded_tokens: discarded } = this.route;
     const parts = [];
     if (this.usage) parts.push(`${this.usage.completion_tokens} tokens generated`);
     const thinking = this.usage?.completion_tokens_details?.reasoning_tokens;
@@ -95,11 +93,11 @@ export class Answer {
     if (latents) parts.push(`${latents} latents`);
     if (discarded) parts.push(`${discarded} discarded`);
     this.part(".figures").textContent = parts.join(", ");
-    if (this.mode === "auto") this.explain(mode);
+    if (this.mode === "auto") this.explain();
   }
 
-  explain(mode) {
-    const { scores, reason, threshold, policy, escalated, score } = this.route;
+  explain() {
+    const { mode, scores, reason, threshold, policy, escalated, score } = this.route;
     const why = this.part(".why");
     why.hidden = false;
     const line = (text) => why.append(Object.assign(document.createElement("p"), { textContent: text }));

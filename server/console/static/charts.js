@@ -8,11 +8,11 @@ const MODES = ["direct", "latent", "explicit", "auto"];
 const SVG = "http://www.w3.org/2000/svg";
 
 const CHARTS = [
-  { title: "Requests a second", value: (then, now, mode) => rate(then, now, mode), show: (v) => v.toFixed(1) },
-  { title: "Seconds a request, median", value: (then, now, mode) => median(then, now, mode), show: (v) => format(1000 * v) },
+  { title: "Requests a second", value: rate, show: (v) => v.toFixed(1) },
+  { title: "Seconds a request, median", value: median, show: (v) => format(1000 * v) },
   {
     title: "Modes that answered auto",
-    value: (then, now, mode) => shareOfAuto(then, now, mode),
+    value: shareOfAuto,
     show: (v) => `${Math.round(100 * v)} %`,
     most: 1,
   },
@@ -93,7 +93,7 @@ function runs(values) {
 }
 
 // Prometheus' text format: [{name, labels, value}] of our series.
-export function parse(text) {
+function parse(text) {
   const rows = [];
   for (const match of text.matchAll(/^(latentserve_\w+)\{(.*)\} (\S+)$/gm)) {
     const labels = Object.fromEntries([...match[2].matchAll(/(\w+)="([^"]*)"/g)].map(([, name, value]) => [name, value]));
