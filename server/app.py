@@ -27,11 +27,11 @@ from reasoning_net.bundle import Bundle
 from router.policy import Mode, RouterError
 from server import console
 from server.chat import ReasoningModes, parse_options
-from server.decision_log import DecisionLog
 from server.engine.hybrid import HybridEngine
-from server.engine.launch import add_aliases, build_vllm_app, parse_vllm_args, start_engine
+from server.engine.start import add_aliases, build_vllm_app, parse_vllm_args, start_engine
 from server.errors import BadRequestError, ForbiddenError, LatentserveError
-from server.metrics import Metrics
+from server.observe.decision_log import DecisionLog
+from server.observe.metrics import Metrics
 from server.readiness import Readiness
 from server.settings import Settings
 

@@ -23,11 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.policy import Mode
 from router.router import Options
-from server.decision_log import DecisionLog
 from server.errors import BadRequestError
-from server.metrics import Metrics
+from server.observe.decision_log import DecisionLog
+from server.observe.metrics import Metrics
+from server.observe.tracing import Trace
 from server.route import Route, current_route
-from server.tracing import Trace
 
 logger = logging.getLogger("vllm.latentserve.requests")
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"

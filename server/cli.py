@@ -161,7 +161,7 @@ def evaluate(
     record: Annotated[Path | None, typer.Option(help="A bundle that gets the summary into its scores.")] = None,
 ) -> None:
     """Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP."""
-    from reasoning_net.evaluate import Arm, EvalConfig, main
+    from reasoning_net.stages.evaluate import Arm, EvalConfig, main
 
     with stages.one_sentence(output):
         config = EvalConfig(

@@ -119,7 +119,7 @@ def traces(
 ) -> None:
     """Explicit answers of the base: X, R, Y, whether Y is right, tokens, and the final hidden state of X."""
     from reasoning_net.rollouts import Sampling
-    from reasoning_net.traces import TracesConfig, main
+    from reasoning_net.stages.traces import TracesConfig, main
 
     with one_sentence(output):
         sampling = Sampling(max_tokens, temperature, top_p, seed=seed)
@@ -170,7 +170,7 @@ def sft(
     seed: Seed = 0,
 ) -> None:
     """Stage 1: train the reasoning network on the frozen base (SFT). `accelerate launch` for several GPUs."""
-    from reasoning_net.sft import SftConfig, main
+    from reasoning_net.stages.sft import SftConfig, main
     from reasoning_net.training import OptimizerConfig
 
     with one_sentence(output):
@@ -216,8 +216,8 @@ def grpo(
     seed: Seed = 0,
 ) -> None:
     """Stage 2: reinforce the latents whose answers are right (GRPO), rollouts on the vLLM engine."""
-    from reasoning_net.grpo import GrpoConfig, main
     from reasoning_net.rollouts import Backend, Sampling
+    from reasoning_net.stages.grpo import GrpoConfig, main
 
     with one_sentence(output):
         config = GrpoConfig(
@@ -247,9 +247,9 @@ def sweep(
     seed: Seed = 0,
 ) -> None:
     """The paper's ablations: numbers of latents, conditioners, SFT against SFT + GRPO. One table at the end."""
-    from reasoning_net.grpo import GrpoConfig
-    from reasoning_net.sft import SftConfig
-    from reasoning_net.sweep import SweepConfig, main
+    from reasoning_net.stages.grpo import GrpoConfig
+    from reasoning_net.stages.sft import SftConfig
+    from reasoning_net.stages.sweep import SweepConfig, main
 
     with one_sentence(output):
         task = TaskSpec(data, preset, columns, whole)
@@ -273,7 +273,7 @@ def trajectory(
     layout: LayoutFile = None,
 ) -> None:
     """Drop tokens, or whole steps, of the written chain, and see what answers are left (section 2 of the paper)."""
-    from reasoning_net.trajectory import TrajectoryConfig, main
+    from reasoning_net.analysis.trajectory import TrajectoryConfig, main
 
     with one_sentence(output):
         task = TaskSpec(data, preset, columns, False)
@@ -302,7 +302,7 @@ def fit(
     seed: Seed = 1,
 ) -> None:
     """Fit the probe, calibrate the router, and write both into the bundle."""
-    from router.fit import FitConfig, main
+    from reasoning_net.stages.fit import FitConfig, main
 
     with one_sentence(bundle):
         config = FitConfig(
@@ -334,7 +334,7 @@ def calibrate(
     columns: Columns = "",
 ) -> None:
     """Set what auto is to reach: one target, for which the price of a token is found."""
-    from router.calibrate import CalibrateConfig, main
+    from reasoning_net.stages.calibrate import CalibrateConfig, main
 
     with one_sentence(bundle):
         target = _target(
@@ -359,7 +359,7 @@ def replay(
     mean_tokens: MeanTokens = None,
 ) -> None:
     """What another policy, or another setting, would have decided on logged traffic."""
-    from router.replay import ReplayConfig, main
+    from reasoning_net.stages.replay import ReplayConfig, main
     from router.router import Options
 
     with one_sentence():
@@ -382,7 +382,7 @@ def evaluate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
 ) -> None:
     """Accuracy against cost of every policy, beside single modes, random mixes and an oracle."""
-    from router.evaluate import RouterEvalConfig, main
+    from reasoning_net.stages.evaluate_router import RouterEvalConfig, main
 
     with one_sentence(output):
         task = TaskSpec(data, preset, columns, whole)
@@ -425,8 +425,8 @@ def bundle(
 ) -> None:
     """Pack a network and its layout, check it against the engine, and print what a server will need."""
     from reasoning_net.frozen import FrozenBase
-    from reasoning_net.pack import pack
-    from reasoning_net.sft import load_net
+    from reasoning_net.stages.pack import pack
+    from reasoning_net.stages.sft import load_net
 
     with one_sentence(output):
         network, packed_layout = load_net(net) if net else (None, FrozenBase(model).layout(layout))

@@ -22,7 +22,7 @@ from reasoning_net.demo.base import model_config, save
 from reasoning_net.demo.questions import Question, questions
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.frozen import FrozenBase
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 
 START_SECONDS = 240

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from reasoning_net.errors import StageError
-from reasoning_net.evaluate import Arm
+from reasoning_net.stages.evaluate import Arm
 
 N = TypeVar("N", int, float)
 COMPARED = "compared"

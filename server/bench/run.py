@@ -30,7 +30,7 @@ import httpx
 from tqdm import tqdm
 
 from reasoning_net.errors import StageError
-from reasoning_net.evaluate import Arm
+from reasoning_net.stages.evaluate import Arm
 from reasoning_net.tasks import TaskSpec
 from server.bench.client import ServerGoneError, ask
 from server.bench.figures import Record, failures, markdown, write

@@ -26,7 +26,7 @@ from router.policy import Decision, Limits, Mode, RouterError, Scores, requested
 from router.router import Router
 from server.engine.prompt import ROLE_KEY, Role, Verdict
 from server.engine.shadow import Shadows
-from server.metrics import FALLBACKS, Metrics
+from server.observe.metrics import FALLBACKS, Metrics
 from server.route import Route, current_route
 
 _CHECKED_TOKENS = 64  # of a cheap answer; a stream waits for them

@@ -18,7 +18,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from router.policy import Limits, Mode, Scores
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 from server.route import Route, current_route
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from reasoning_net.bundle import Bundle, BundleError
 from reasoning_net.config import ReasoningNetConfig
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
-from reasoning_net.pack import pack
+from reasoning_net.stages.pack import pack
 from router.probe import Probe, ProbeConfig
 
 NET = ReasoningNetConfig(

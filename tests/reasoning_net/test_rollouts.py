@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from reasoning_net import traces, trajectory
+from reasoning_net.analysis import trajectory
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Sampling, TransformersRollouts, VllmRollouts, greedy_accuracy, latent_replies
+from reasoning_net.stages import traces
 from reasoning_net.tasks import DemoTask, TaskSpec
 from server.settings import DEMO_MODEL
 

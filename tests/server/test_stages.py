@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from reasoning_net import sft
+from reasoning_net.stages import sft
 from server.cli import app
 
 

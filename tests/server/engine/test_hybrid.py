@@ -22,7 +22,7 @@ from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
 from server.engine.hybrid import HybridEngine
 from server.engine.shadow import Shadows
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 from server.route import Route, current_route
 from server.settings import DEMO_MODEL
 

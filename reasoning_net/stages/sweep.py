@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reasoning_net import grpo, sft
 from reasoning_net.config import Conditioner
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import TransformersRollouts, greedy_accuracy
+from reasoning_net.stages import grpo, sft
 from reasoning_net.tasks import Task
 from reasoning_net.training import seconds_trained
 

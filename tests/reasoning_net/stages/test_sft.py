@@ -9,7 +9,7 @@ import torch
 
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
-from reasoning_net.sft import Curriculum, SftConfig, load_net, main
+from reasoning_net.stages.sft import Curriculum, SftConfig, load_net, main
 
 
 def small(tiny_base: Path, output: Path, steps: int) -> SftConfig:

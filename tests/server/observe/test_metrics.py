@@ -3,7 +3,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics import exposition, parser
 
 from router.policy import Decision, Mode, Scores
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 from server.route import Route
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reasoning_net.errors import StageError
-from reasoning_net.evaluate import Arm, EvalConfig, Record, main, summarise
+from reasoning_net.stages.evaluate import Arm, EvalConfig, Record, main, summarise
 
 
 def test_arms() -> None:

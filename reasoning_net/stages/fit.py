@@ -26,8 +26,8 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.plots import Points, plot_lines
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
+from reasoning_net.stages.calibrate import calibrate
 from reasoning_net.tasks import Example, Task, TaskSpec
-from router.calibrate import calibrate
 from router.calibration import Confidence, log_odds
 from router.calibration import Target as RouterTarget
 from router.figures import auroc, brier, calibration_error, reliability

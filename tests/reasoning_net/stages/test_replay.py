@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reasoning_net.errors import StageError
-from router.replay import ReplayConfig, main
+from reasoning_net.stages.replay import ReplayConfig, main
 from router.router import Options
 from server.settings import DEMO_BUNDLE
 

@@ -11,10 +11,7 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
-from reasoning_net.tasks import DemoTask
-from router import fit as fitting
-from router.figures import auroc, calibration_error
-from router.fit import (
+from reasoning_net.stages.fit import (
     Answers,
     FitConfig,
     Observations,
@@ -25,6 +22,9 @@ from router.fit import (
     predict,
     report,
 )
+from reasoning_net.tasks import DemoTask
+from router import fit as fitting
+from router.figures import auroc, calibration_error
 from router.policy import Mode
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 

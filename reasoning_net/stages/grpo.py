@@ -24,8 +24,8 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Sampling, greedy_accuracy, start, think
-from reasoning_net.sft import labels, load_net, save
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
+from reasoning_net.stages.sft import labels, load_net, save
 from reasoning_net.tasks import Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run
 

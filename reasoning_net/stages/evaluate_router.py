@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
-from reasoning_net.evaluate import ask
 from reasoning_net.plots import plot_lines
+from reasoning_net.stages.calibrate import prices
+from reasoning_net.stages.evaluate import ask
 from reasoning_net.tasks import Example, Task, TaskSpec
-from router.calibrate import prices
 from router.calibration import Calibration
 from router.figures import auroc, calibration_error
 from router.outcomes import Outcome, Spent, apply

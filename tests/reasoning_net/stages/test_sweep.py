@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from reasoning_net import grpo, sft, sweep
 from reasoning_net.rollouts import Sampling
+from reasoning_net.stages import grpo, sft, sweep
 
 
 def test_a_sweep_fills_one_table_and_keeps_what_is_finished(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from router.policies.always import Always
 from router.policy import Decision, Mode, Scores
-from server.decision_log import DecisionLog
+from server.observe.decision_log import DecisionLog
 from server.route import Route
 
 

@@ -3,9 +3,19 @@ from pathlib import Path
 
 import pytest
 
-from router.calibrate import calibrate
+from reasoning_net.stages.calibrate import calibrate
+from reasoning_net.stages.evaluate_router import (
+    Asked,
+    RouterEvalConfig,
+    areas,
+    best_at,
+    forecasts,
+    main,
+    oracle,
+    play,
+    policy_curves,
+)
 from router.calibration import Confidence, Target
-from router.evaluate import Asked, RouterEvalConfig, areas, best_at, forecasts, main, oracle, play, policy_curves
 from router.policy import Limits, Mode
 from server.settings import DEMO_BUNDLE
 from tests.router.test_calibrate import outcomes

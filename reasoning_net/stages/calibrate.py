@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
-from reasoning_net.evaluate import ask
+from reasoning_net.stages.evaluate import ask
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Calibration, Confidence, Point, Target, choose
 from router.outcomes import Outcome, curve, from_tensors

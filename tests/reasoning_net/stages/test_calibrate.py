@@ -7,8 +7,8 @@ import pytest
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
+from reasoning_net.stages.calibrate import CalibrateConfig, calibrate, main, measure_seconds
 from reasoning_net.tasks import TaskSpec
-from router.calibrate import CalibrateConfig, calibrate, main, measure_seconds
 from router.calibration import Confidence, Target
 from router.drift import Drift
 from router.outcomes import Outcome

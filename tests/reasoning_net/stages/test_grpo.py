@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from reasoning_net import grpo
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.grpo import GrpoConfig, grpo_loss
 from reasoning_net.rollouts import Sampling
-from reasoning_net.sft import SftConfig, load_net
-from reasoning_net.sft import main as sft
+from reasoning_net.stages import grpo
+from reasoning_net.stages.grpo import GrpoConfig, grpo_loss
+from reasoning_net.stages.sft import SftConfig, load_net
+from reasoning_net.stages.sft import main as sft
 from reasoning_net.tasks import DemoTask, TaskSpec
 
 CONFIG = GrpoConfig("", Path(), Path(), kl_weight=0.0)

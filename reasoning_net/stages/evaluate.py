@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from reasoning_net.analysis.trajectory import mean_and_error
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
 from reasoning_net.plots import plot_lines
 from reasoning_net.tasks import Example, TaskSpec
-from reasoning_net.trajectory import mean_and_error
 
 _MODES = ("direct", "latent", "explicit", "auto")
 

@@ -21,8 +21,8 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Sampling, VllmRollouts
+from reasoning_net.stages.traces import read_traces
 from reasoning_net.tasks import TaskSpec
-from reasoning_net.traces import read_traces
 
 _BATCH = 256
 

@@ -18,7 +18,7 @@ from reasoning_net.layout import Layout
 from router.policy import Mode
 from server.engine.hybrid import HybridEngine
 from server.engine.parsers import routed_parsers
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 from server.settings import Settings
 
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks

@@ -1,0 +1,1 @@
+"""What a chain or a latent carries: one command a file, offline."""

@@ -1,0 +1,1 @@
+"""What happened to a request, written once and read by metrics, traces and logs."""
