@@ -1,0 +1,178 @@
+"""One request: what was asked (`Ask`, frozen), and what happened (`Record`), written by whoever makes it happen and read at the end.
+
+The wire makes both. The engine writes its part through `arrived`, `read`, `decided`, `generated` and `escalate`; the wire writes
+when the response left and what became of it. Headers, the `route` object, metrics, spans and logs read the record.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from router.policy import Decision, Mode, Policy, Scores
+from router.router import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client wants, after body, alias, headers and defaults."""
+
+    mode: str
+    """By its name in the registry of modes."""
+    num_latents: int | None = None
+    """None: the server's default."""
+    options: Options = field(default_factory=Options)
+    """Of mode auto: the `router` field."""
+    thinking_budget: int | None = None
+    """From fields that vLLM does not read, such as Anthropic's `thinking.budget_tokens`."""
+    names_temperature: bool = False
+    only_route: bool = False
+    """Read and decide, and generate nothing (`/v1/route`)."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What happened to one request. Times are on the clock of `time.perf_counter`."""
+
+    ask: Ask
+    request_id: str = ""
+    """The response's; before there is one the client's X-Request-Id, or one in its place. A label: the engine has its own."""
+    trace_id: str | None = None
+    """None without tracing."""
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    """Of the prompt: found in the prefix cache before anything of this request was there."""
+    scores: Scores | None = None
+    """What reading found out; None where nothing was read."""
+    policy: Policy | None = None
+    """Of mode auto."""
+    decision: Decision | None = None
+    """None until the engine has decided; another one after an escalation."""
+    latent_tokens: int = 0
+    confidence: float | None = None
+    """Probability of the least certain token of a cheap answer that was checked."""
+    escalated: bool = False
+    restarts: bool = False
+    """The answer that is being streamed was found doubtful: the explicit one is to follow."""
+    generated_tokens: int = 0
+    discarded_tokens: int = 0
+    """Of an answer that was found doubtful."""
+    thinking_tokens: int = 0
+    """Of the generated ones, those of the written chain."""
+    chain_has_ended: bool = False
+    stages: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("gateway", "queue", "read", "network", "probe", "discarded", "answer"), 0.0)
+    )
+    """Where the seconds went: up to the engine, waiting for room for latents, reading the prompt (network and probe, of the batch
+    that this request was in, lie within it), a doubtful answer, the answer. With what follows the engine's last word: all of them."""
+    started: float = field(default_factory=time.perf_counter)
+    first_byte: float | None = None
+    """When a stream's first event left; None without a stream."""
+    answered: float | None = None
+    """When the engine had nothing more to say."""
+    ended: float | None = None
+    """When the last byte left."""
+    status: int | None = None
+    """Of HTTP."""
+    failure: str | None = None
+    """What came instead of an answer."""
+
+    @property
+    def mode(self) -> Mode | None:
+        """That answers; None until that is decided."""
+        return self.decision.mode if self.decision else None
+
+    @property
+    def score(self) -> float | None:
+        return self.decision.score if self.decision else None
+
+    @property
+    def thinks_in_text(self) -> bool:
+        """Whether the model's output starts with its chain. Undecided requests may."""
+        return self.mode in (None, Mode.EXPLICIT)
+
+    @property
+    def seconds(self) -> float:
+        """From the receipt to the last byte."""
+        assert self.ended is not None, "asked of requests that have ended"
+        return self.ended - self.started
+
+    def arrived(self, prompt_tokens: int) -> None:
+        """The engine has the request."""
+        self.stages["gateway"], self.prompt_tokens = time.perf_counter() - self.started, prompt_tokens
+
+    def decided(self, decision: Decision, latent_tokens: int = 0) -> None:
+        self.decision, self.latent_tokens = decision, latent_tokens
+
+    def generated(self, token_ids: list[int], end_of_thinking: int | None, *, is_first_choice: bool) -> None:
+        """New tokens; of several answers the first one's chain is counted."""
+        self.generated_tokens += len(token_ids)
+        if is_first_choice and self.thinks_in_text and not self.chain_has_ended:
+            self.chain_has_ended = end_of_thinking in token_ids
+            self.thinking_tokens += token_ids.index(end_of_thinking) + 1 if end_of_thinking in token_ids else len(token_ids)
+
+    def escalate(self, decision: Decision) -> None:
+        """What was generated so far is void; another answer follows."""
+        self.escalated, self.discarded_tokens, self.generated_tokens = True, self.generated_tokens, 0
+        self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
+        self.decided(decision)
+
+    def timeline(self) -> Iterator[tuple[str, float, float]]:
+        """(stage, start, end). One stage follows the other, so where a stage was not, it has no length."""
+        start = self.started
+        for stage in ("gateway", "queue", "read", "discarded"):
+            end = start + self.stages[stage]
+            yield stage, start, end
+            start = end
+        if self.answered is not None:
+            yield "answer", self.answered - self.stages["answer"], self.answered
+            yield "respond", self.answered, self.started + self.seconds
+
+    def public(self) -> dict[str, Any]:
+        """The `route` object of a response. Its stages are seconds."""
+        decision, scores = self.decision, asdict(self.scores) if self.scores else {}
+        shown: dict[str, Any] = {
+            "requested": self.ask.mode,
+            "mode": self.mode,
+            "score": _rounded(self.score),
+            "threshold": _rounded(decision.threshold) if decision else None,
+            "reason": decision.reason if decision else "",
+            "latent_tokens": self.latent_tokens,
+            "escalated": self.escalated,
+            "scores": {name: _rounded(value) for name, value in scores.items() if value is not None},
+            "stages": {name: round(seconds, 5) for name, seconds in self.stages.items()},
+        }
+        if self.policy is not None:
+            shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
+            if self.mode is Mode.EXPLICIT and decision and decision.thinking_budget is not None:
+                shown["thinking_budget"] = decision.thinking_budget
+        return shown
+
+    def line(self) -> dict[str, Any]:
+        """What is written down about a request that has ended: never its text."""
+        stages = {stage: end - start for stage, start, end in self.timeline()}
+        stages |= {"network": self.stages["network"], "probe": self.stages["probe"]}
+        return {
+            "request_id": self.request_id,
+            **({"trace_id": self.trace_id} if self.trace_id else {}),
+            **self.public(),
+            "confidence": self.confidence,
+            "prompt_tokens": self.prompt_tokens,
+            "thinking_tokens": self.thinking_tokens,
+            "generated_tokens": self.generated_tokens,
+            "stages": {stage: round(seconds, 5) for stage, seconds in stages.items()},
+            "status": self.status,
+            "failure": self.failure,
+            "seconds": _rounded(self.seconds),
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    """For JSON, which knows no NaN."""
+    return round(value, 4) if value is not None and math.isfinite(value) else None
+
+
+current: ContextVar[Record | None] = ContextVar("current", default=None)
+"""Of the HTTP request at hand; vLLM's serving layer, which stands between the request and the engine, does not know it."""
