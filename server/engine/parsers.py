@@ -1,4 +1,4 @@
-"""vLLM's output parsers, made to ask the route.
+"""vLLM's output parsers, made to ask the record.
 
 vLLM builds the parser of a request before the engine has decided whether the output will start with a chain. After latents,
 or after an empty think block, there is none: everything is the answer.
@@ -11,12 +11,12 @@ from typing import Any
 from vllm.parser import ParserManager
 from vllm.parser.abstract_parser import DelegatingParser, Parser
 
-from server.route import current_route
+from server.observe.record import current
 
 
 def _answer_only() -> bool:
-    route = current_route.get()
-    return route is not None and not route.thinks_in_text
+    record = current.get()
+    return record is not None and not record.thinks_in_text
 
 
 def routed(parser: type[Parser]) -> type[Parser]:

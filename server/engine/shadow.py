@@ -19,10 +19,10 @@ from vllm.sampling_params import RequestOutputKind
 
 from router.policy import Limits, Mode, Scores
 from server.observe.metrics import Metrics
-from server.route import Route, current_route
+from server.observe.record import Ask, Record, current
 
 if TYPE_CHECKING:
-    from server.engine.hybrid import HybridEngine
+    from server.engine.seam import HybridEngine
 
 logger = logging.getLogger("vllm.latentserve.shadow")
 _WAITING = 64
@@ -51,12 +51,12 @@ class Shadows:
     def close(self) -> None:
         self._task.cancel()
 
-    def consider(self, prompt: dict[str, Any], params: SamplingParams, route: Route, token_ids: list[int]) -> None:
+    def consider(self, prompt: dict[str, Any], params: SamplingParams, record: Record, token_ids: list[int]) -> None:
         """Perhaps compare this answer later. More than can wait are dropped."""
-        if route.mode is None or route.scores is None or params.n > 1 or params.structured_outputs is not None:
+        if record.mode is None or record.scores is None or params.n > 1 or params.structured_outputs is not None:
             return
         if random.random() < self._share and not self._waiting.full():
-            self._waiting.put_nowait(_Shadowed(prompt, params.clone(), route.mode, route.scores, token_ids))
+            self._waiting.put_nowait(_Shadowed(prompt, params.clone(), record.mode, record.scores, token_ids))
 
     async def _run(self) -> None:
         while True:
@@ -82,7 +82,7 @@ class Shadows:
 
     async def _answer(self, shadowed: _Shadowed, mode: Mode) -> list[int] | None:
         """The other mode's answer; None when the engine was wanted for something else."""
-        current_route.set(Route(mode))
+        current.set(Record(Ask(mode)))
         shadowed.params.output_kind = RequestOutputKind.DELTA
         shadowed.params.extra_args = None
         token_ids: list[int] = []

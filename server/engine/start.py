@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from transformers import AutoTokenizer
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -16,16 +17,14 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
 from router.policy import Mode
-from server.engine.hybrid import HybridEngine
+from router.router import Router
+from server.engine.errors import ConfigurationError
 from server.engine.parsers import routed_parsers
+from server.engine.seam import HybridEngine
 from server.observe.metrics import Metrics
 from server.settings import Settings
 
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
-
-
-class ConfigurationError(ValueError):
-    """Flags that cannot work together, with what to change."""
 
 
 def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | None) -> Namespace:
@@ -85,13 +84,32 @@ def add_aliases(args: Namespace, modes: Sequence[Mode]) -> None:
     args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
 
 
+def hybrid_config(engine_args: AsyncEngineArgs) -> VllmConfig:
+    """vLLM's configuration, with our scheduler: blocks that hold latents are private."""
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    name = "HybridAsyncScheduler" if config.scheduler_config.async_scheduling else "HybridScheduler"
+    config.scheduler_config.scheduler_cls = f"server.engine.worker.hooks.{name}"
+    return config
+
+
+def router_of(bundle: Bundle | None, settings: Settings) -> Router:
+    """Raises `RouterError` for a policy that this bundle cannot have."""
+    manifest = bundle.manifest if bundle else None
+    return Router(
+        manifest.calibration if manifest else None,
+        policy=settings.policy,
+        entropy_threshold=settings.entropy_threshold,
+        has_entropy=manifest is None or (manifest.probe is None and manifest.reasoning_net is None),
+    )
+
+
 @asynccontextmanager
 async def start_engine(
     args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics
 ) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    config = hybrid_config(engine_args)
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
@@ -104,10 +122,9 @@ async def start_engine(
         await engine.install(
             bundle,
             layout.token_ids(tokenizer),
+            router_of(bundle, settings),
             metrics,
             num_latents=settings.num_latent_tokens,
-            policy=settings.policy,
-            entropy_threshold=settings.entropy_threshold,
             shadow_share=settings.shadow_share,
         )
         await engine.reset_mm_cache()

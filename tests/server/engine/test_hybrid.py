@@ -20,10 +20,13 @@ from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
-from server.engine.hybrid import HybridEngine
+from router.router import Router
+from server.engine.passes import Passes
+from server.engine.seam import HybridEngine
 from server.engine.shadow import Shadows
+from server.engine.start import hybrid_config
 from server.observe.metrics import Metrics
-from server.route import Route, current_route
+from server.observe.record import Ask, Record, current
 from server.settings import DEMO_MODEL
 
 NUM_LATENTS = 16
@@ -46,22 +49,25 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         max_num_seqs=32,
         worker_extension_cls="server.engine.worker.HybridWorker",
     )
-    engine = HybridEngine.from_engine_args(args)
-    await engine.install(bundle, bundle.manifest.layout.token_ids(base.tokenizer), metrics, num_latents=NUM_LATENTS)
+    engine = HybridEngine.from_vllm_config(hybrid_config(args))
+    router = Router(bundle.manifest.calibration)
+    await engine.install(bundle, bundle.manifest.layout.token_ids(base.tokenizer), router, metrics, num_latents=NUM_LATENTS)
     yield engine
     engine.shutdown()
 
 
-async def generate(engine: HybridEngine, token_ids: list[int], mode: Mode, name: str, **params: Any) -> tuple[Route, list[int]]:
-    """Greedy; in a task of its own, so that each request has its own route."""
+async def generate(
+    engine: HybridEngine, token_ids: list[int], mode: Mode, name: str, **params: Any
+) -> tuple[Record, list[int]]:
+    """Greedy; in a task of its own, so that each request has its own record."""
 
-    async def run() -> tuple[Route, list[int]]:
-        route = Route(mode)
-        current_route.set(route)
+    async def run() -> tuple[Record, list[int]]:
+        record = Record(Ask(mode))
+        current.set(record)
         options = {"max_tokens": MAX_TOKENS, "temperature": 0} | params
         async for output in engine.generate({"type": "token", "prompt_token_ids": token_ids}, SamplingParams(**options), name):
             last = output
-        return route, list(last.outputs[0].token_ids)
+        return record, list(last.outputs[0].token_ids)
 
     return await asyncio.create_task(run())
 
@@ -123,14 +129,14 @@ async def test_greedy_tokens_equal_transformers_for_32_at_once(
     crowd = [generate(engine, prompts[i], Mode.EXPLICIT, f"crowd-{i}", max_tokens=200, ignore_eos=True) for i in range(16)]
     answers = await asyncio.gather(*crowd, *(generate(engine, prompts[i], mode, f"many-{i}-{mode}") for i, mode in requests))
     assert await preemptions(engine) > preempted, "the cache was large enough: this test tests nothing"
-    for (i, mode), (route, tokens) in zip(requests, answers[len(crowd) :], strict=True):
-        assert route.mode is mode
+    for (i, mode), (record, tokens) in zip(requests, answers[len(crowd) :], strict=True):
+        assert record.mode is mode
         assert [token for token in tokens if token != end] == expected[i][mode]
 
 
 async def preemptions(engine: HybridEngine) -> int:
     def count(worker: Any) -> int:
-        return int(worker.latentserve.state()["preemptions"])
+        return int(worker.latentserve_state()["preemptions"])
 
     (value, *_) = await engine.collective_rpc(count)
     return value
@@ -154,13 +160,13 @@ async def test_scores_equal_transformers(
     routed = await asyncio.gather(
         *(generate(engine, token_ids, Mode.AUTO, f"scored-{i}", max_tokens=1) for i, token_ids in enumerate(prompts))
     )
-    for token_ids, (route, _) in zip(prompts, routed, strict=True):
+    for token_ids, (record, _) in zip(prompts, routed, strict=True):
         prompt = base.read([token_ids])
         with torch.no_grad():
             z = net(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)
             expected = probe.scores(probe.features(prompt.all_states, prompt.mask, z))
         for target, value in expected.items():
-            assert getattr(route.scores, target) == pytest.approx(float(value), rel=0.05, abs=0.02), target
+            assert getattr(record.scores, target) == pytest.approx(float(value), rel=0.05, abs=0.02), target
 
 
 async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: list[list[int]]) -> None:
@@ -208,14 +214,14 @@ async def test_lost_latents_fail_their_request_and_poison_nothing(
     engine: HybridEngine, asked: list[Question], base: FrozenBase, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token_ids = base.prompt_ids([{"role": "user", "content": asked[40].question}])  # not in the prefix cache
-    read = engine._read
+    read = Passes._read
 
-    async def read_and_lose(request: Any) -> Any:
-        result = await read(request)
-        await engine.collective_rpc("latentserve_drop", args=([request.key],))
+    async def read_and_lose(run: Passes) -> Any:
+        result = await read(run)
+        await engine.collective_rpc("latentserve_drop", args=(run._key,))
         return result
 
-    monkeypatch.setattr(engine, "_read", read_and_lose)
+    monkeypatch.setattr(Passes, "_read", read_and_lose)
     with pytest.raises(GenerationError, match="latents"):
         await generate(engine, token_ids, Mode.LATENT, "lost")
     monkeypatch.undo()
@@ -228,22 +234,22 @@ async def test_latents_that_are_not_finite_fall_back_to_explicit(
     engine: HybridEngine, prompts: list[list[int]], base: FrozenBase
 ) -> None:
     def spoil(worker: Any) -> float:
-        scale = worker.latentserve._net.scale
+        scale = worker.latentserve.reader._net.scale
         before = float(scale)
         scale.fill_(float("nan"))
         return before
 
     (before, *_) = await engine.collective_rpc(spoil)
     try:
-        route, tokens = await generate(engine, prompts[2], Mode.LATENT, "not-finite", max_tokens=4)
-        assert (route.mode, route.decision.reason, route.latent_tokens) == (Mode.EXPLICIT, "latents_not_finite", 0)
+        record, tokens = await generate(engine, prompts[2], Mode.LATENT, "not-finite", max_tokens=4)
+        assert (record.mode, record.decision.reason, record.latent_tokens) == (Mode.EXPLICIT, "latents_not_finite", 0)
         assert base.tokenizer.decode(tokens).startswith("<think>")
-        route, _ = await generate(engine, prompts[2], Mode.AUTO, "not-finite-auto", max_tokens=4)
-        assert route.mode is Mode.EXPLICIT
+        record, _ = await generate(engine, prompts[2], Mode.AUTO, "not-finite-auto", max_tokens=4)
+        assert record.mode is Mode.EXPLICIT
     finally:
 
         def mend(worker: Any) -> None:
-            worker.latentserve._net.scale.fill_(before)
+            worker.latentserve.reader._net.scale.fill_(before)
 
         await engine.collective_rpc(mend)
 

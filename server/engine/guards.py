@@ -1,0 +1,71 @@
+"""What may not enter the engine, by whatever route it came. Each guard raises `VLLMValidationError`: a 400."""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from router.policy import RouterError
+from server.engine import modes
+from server.engine.work import WORK_KEY
+from server.observe.record import Ask
+
+if TYPE_CHECKING:
+    from server.engine.seam import Hybrid
+
+
+def guard_prompt(prompt: Any, placeholder: int | None) -> list[int]:
+    """The token ids of a rendered prompt. Embeddings, and the token that is reserved for latents, are refused."""
+    if not isinstance(prompt, dict) or "prompt_token_ids" not in prompt or prompt.get("prompt_embeds") is not None:
+        raise VLLMValidationError(
+            "Only prompts of text or tokens are accepted: only this server writes embeddings.", parameter="prompt"
+        )
+    token_ids = list(prompt["prompt_token_ids"])
+    if placeholder is not None and placeholder in token_ids:
+        raise VLLMValidationError(
+            f"The prompt contains the token {placeholder}, which is reserved for latents. Remove it.", parameter="prompt"
+        )
+    return token_ids
+
+
+def guard_params(params: SamplingParams, placeholder: int | None) -> None:
+    """The worker reads its work from `extra_args`, so clients may not write there; nor may they name the reserved token."""
+    if WORK_KEY in (params.extra_args or {}):
+        raise VLLMValidationError(f"vllm_xargs must not contain {WORK_KEY!r}.", parameter="vllm_xargs")
+    for name in ("allowed_token_ids", "logit_bias"):
+        if placeholder is not None and placeholder in (getattr(params, name) or ()):
+            raise VLLMValidationError(f"The token {placeholder} is reserved for latents.", parameter=name)
+
+
+def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: SamplingParams, max_model_len: int) -> None:
+    """Refuse what cannot be answered in the mode asked for, before any work is done."""
+    mode = modes.registered().get(ask.mode)
+    if mode is None:
+        raise VLLMValidationError(f"mode must be one of {', '.join(modes.registered())}, not {ask.mode!r}.", parameter="mode")
+    if mode.needs_latents and not hybrid.can_think_latent:
+        raise VLLMValidationError(
+            f"This server has no reasoning network, so it cannot answer in {ask.mode} mode. Start it with --bundle and a "
+            "bundle that has one (train it with `latentserve train sft`), or use mode=auto, explicit or direct.",
+            parameter="mode",
+        )
+    try:
+        hybrid.router.policy_for(ask.options)
+    except RouterError as error:
+        raise VLLMValidationError(str(error), parameter="router") from None
+    if ask.num_latents is not None and not 0 < ask.num_latents <= hybrid.max_latents:
+        raise VLLMValidationError(
+            f"num_latent_tokens must be between 1 and {hybrid.max_latents}, not {ask.num_latents}.",
+            parameter="num_latent_tokens",
+        )
+    if params.prompt_logprobs is not None and ask.mode != "explicit":
+        raise VLLMValidationError(
+            "prompt_logprobs needs mode=explicit: in the other modes the prompt is not all the client's.",
+            parameter="prompt_logprobs",
+        )
+    longest = hybrid.longest_layout(ask.num_latents, may_be_latent=ask.mode not in ("direct", "explicit"))
+    if len(token_ids) + longest >= max_model_len:
+        raise VLLMValidationError(
+            f"The prompt has {len(token_ids)} tokens and mode={ask.mode} adds up to {longest}: more than the "
+            f"model's {max_model_len} with room for an answer. Shorten the prompt, or ask for fewer latents.",
+            parameter="messages",
+        )

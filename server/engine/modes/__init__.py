@@ -1,0 +1,57 @@
+"""Ways to answer, one file each.
+
+A mode is a class with a name and a method `answer`, which says what passes are made and what is given of them. Others come from
+outside: an installed package names its class under the entry point group `latentserve.modes`.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, ClassVar
+
+from router.policy import Decision, Mode, requested
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+    from server.engine.passes import Passes
+    from server.engine.work import Verdict
+
+_GROUP = "latentserve.modes"
+
+
+class ReasoningMode(ABC):
+    """One object for all requests: what belongs to a request is in `Passes`."""
+
+    name: ClassVar[str]
+    """As clients call it."""
+    arm: ClassVar[Mode] = Mode.EXPLICIT
+    """What answers, unless the mode decides otherwise."""
+    needs_latents: ClassVar[bool] = False
+    """Whether a server without a reasoning network must refuse it."""
+
+    def decide(self, run: "Passes", verdict: "Verdict") -> Decision:  # noqa: ARG002
+        """What `/v1/route` shows. A named mode is never overruled."""
+        return requested(self.arm, verdict.scores)
+
+    @abstractmethod
+    def answer(self, run: "Passes") -> AsyncGenerator["RequestOutput", None]:
+        """The outputs for the serving layer, as AsyncLLM.generate gives them."""
+
+
+@functools.cache
+def registered() -> dict[str, ReasoningMode]:
+    """All modes by name; ours first."""
+    from server.engine.modes.auto import Auto
+    from server.engine.modes.direct import Direct
+    from server.engine.modes.explicit import Explicit
+    from server.engine.modes.latent import Latent
+
+    others = (entry.load()() for entry in entry_points(group=_GROUP))
+    return {mode.name: mode for mode in (Auto(), Latent(), Explicit(), Direct(), *others)}
+
+
+def available(*, can_think_latent: bool) -> list[str]:
+    """The names of the modes that a server can answer in."""
+    return [name for name, mode in registered().items() if can_think_latent or not mode.needs_latents]

@@ -1,0 +1,211 @@
+"""The passes of one question: each is one engine request, with an id, work for the worker, and its time in the record.
+
+read      X alone; the worker turns its hidden states into a verdict and latents
+answer    [X ; layout of the mode that was decided]; X comes from the prefix cache
+"""
+
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vllm import SamplingParams
+from vllm.exceptions import GenerationError
+from vllm.outputs import CompletionOutput, RequestOutput
+
+from router.policy import Decision, Limits, Mode, Scores
+from server.engine.work import Forget, Overlay, Read, Verdict, Work, to_extra_args
+from server.observe.record import Ask, Record
+
+if TYPE_CHECKING:
+    from server.engine.seam import HybridEngine
+
+_ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
+_MAX_LABEL = 64
+_FOR_READING = ("lora_request", "trace_headers", "priority", "session_id", "data_parallel_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the serving layer asks of the engine."""
+
+    prompt: dict[str, Any]
+    token_ids: list[int]
+    """X: the client's tokens."""
+    params: SamplingParams
+    label: str
+    """The client's id of the request: for logs, not for the engine."""
+    options: dict[str, Any]
+
+    def prompt_with(self, suffix: tuple[int, ...]) -> dict[str, Any]:
+        return self.prompt | {"prompt_token_ids": [*self.token_ids, *suffix]}
+
+
+def unique_id(label: str) -> str:
+    """An engine request's id: a client may choose the label, and two may choose the same."""
+    return f"{label[:_MAX_LABEL]}-{uuid.uuid4().hex}"
+
+
+class Passes:
+    """What a mode may ask of the engine for one question."""
+
+    def __init__(self, engine: "HybridEngine", question: Question, record: Record) -> None:
+        self.engine, self.question, self.record = engine, question, record
+        self.token_ids: list[int] = []
+        """What was answered so far; of several answers the first one."""
+        self.has_given = False
+        """Whether the client may have seen some of an answer that is still being checked."""
+        self._key: str | None = None  # of this question's latents, in the worker
+        self._holds_permit = self._finished = False
+
+    @property
+    def ask(self) -> Ask:
+        return self.record.ask
+
+    @property
+    def limits(self) -> Limits:
+        cap = self.question.params.thinking_token_budget
+        return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap)
+
+    @property
+    def num_latents(self) -> int:
+        return self.ask.num_latents or self.engine.hybrid.num_latents
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Verdict]:
+        """Wait for room for latents, and read the question. Within the context its latents are kept, until an answer that needs
+        none gives the room back."""
+        await self._enter()
+        try:
+            yield await self._read()
+        finally:
+            self._leave()
+            if not self._finished and self._key is not None:
+                self.engine.drop_latents(self._key)
+
+    async def _enter(self) -> None:
+        started = time.perf_counter()
+        await self.engine.room.acquire()
+        self._holds_permit = True
+        self.record.stages["queue"] = time.perf_counter() - started
+
+    def _leave(self) -> None:
+        if self._holds_permit:
+            self._holds_permit = False
+            self.engine.room.release()
+
+    async def _read(self) -> Verdict:
+        started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
+        self._key = uuid.uuid4().hex
+        work = Read(self._key, self.num_latents if hybrid.can_think_latent else 0)
+        has_verdict = hybrid.has_probe or work.num_latents > 0
+        params = read_params(work, Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS, hybrid.reads_all_positions)
+        # Without a probe the first token of a direct answer is the signal.
+        prompt = question.prompt_with(() if has_verdict else hybrid.layout.direct)
+        prompt.pop("prompt", None)
+        options = {name: question.options[name] for name in _FOR_READING if name in question.options}
+        async with aclosing(self.engine.run(prompt, params, unique_id(question.label), **options)) as outputs:
+            last = [output async for output in outputs][-1]
+        if not last.outputs[0].logprobs:
+            raise GenerationError("The engine gave up on this request while it read the question. Try again.")
+        self._count_cached(last)
+        values = [entry.logprob for entry in last.outputs[0].logprobs[0].values()]
+        verdict = Verdict.of(values) if has_verdict else Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
+        self.record.scores = verdict.scores
+        self.record.stages |= {
+            "read": time.perf_counter() - started, "network": verdict.network_seconds, "probe": verdict.probe_seconds,
+        }  # fmt: skip
+        return verdict
+
+    def decide(self, decision: Decision) -> None:
+        """Write down how the question is answered; `answer` follows it."""
+        self.record.decided(decision, self.num_latents if decision.mode is Mode.LATENT else 0)
+
+    def escalate(self, decision: Decision) -> None:
+        """What was answered so far is void; what follows is explicit."""
+        self.token_ids.clear()
+        self.record.restarts = self.has_given
+        self.record.escalate(decision)
+
+    async def answer(self, params: SamplingParams | None = None) -> AsyncGenerator[RequestOutput, None]:
+        """The answer as it was decided. `params`: instead of the client's."""
+        decision, record, hybrid = self.record.decision, self.record, self.engine.hybrid
+        assert decision is not None, "decide comes before answer"
+        if decision.mode is not Mode.LATENT:
+            self._leave()  # a long answer that needs no latents keeps nobody waiting
+        prompt, params, options = self._prepare(decision, params or self.question.params)
+        started = time.perf_counter()
+        async with aclosing(self.engine.run(prompt, params, unique_id(self.question.label), **options)) as outputs:
+            async for output in outputs:
+                if decision.mode is Mode.LATENT and any(hybrid.layout.placeholder in o.token_ids for o in output.outputs):
+                    raise GenerationError("The engine lost the latents of this request. Try again.")
+                output.prompt_token_ids = self.question.token_ids  # the client's tokens: what usage counts
+                self._count_cached(output)
+                for choice in output.outputs:
+                    is_first = choice.index == 0
+                    record.generated(list(choice.token_ids), hybrid.end_of_thinking, is_first_choice=is_first)
+                    self.token_ids += choice.token_ids if is_first else ()
+                self._finished = output.finished
+                record.answered = time.perf_counter()
+                record.stages["answer"] = record.answered - started
+                yield output
+
+    def nothing(self) -> RequestOutput:
+        """The answer to a question that was only to be routed."""
+        self._finished = False
+        empty = CompletionOutput(0, text="", token_ids=[], cumulative_logprob=None, logprobs=None, finish_reason="stop")
+        return RequestOutput(self.question.label, None, self.question.token_ids, None, [empty], finished=True)
+
+    def _prepare(self, decision: Decision, params: SamplingParams) -> tuple[dict[str, Any], SamplingParams, dict[str, Any]]:
+        """(prompt, parameters, options) of the pass that answers."""
+        layout, options, params = self.engine.hybrid.layout, self.question.options, params.clone()
+        work: Work | None = Forget(self._key) if self._key else None  # latents that the decision does not want
+        if decision.mode is Mode.EXPLICIT:
+            suffix = (*layout.explicit, *self.engine.encode_suffix(decision.suffix))
+            if decision.thinking_budget is not None and self.engine.has_thinking_budgets:
+                params.thinking_token_budget = decision.thinking_budget
+            if decision.temperature is not None and not self.ask.names_temperature:
+                params.temperature = decision.temperature
+        else:
+            options = options | {"reasoning_ended": True}  # a grammar constrains from the first token on
+            suffix = layout.direct
+        if decision.mode is Mode.LATENT:
+            assert self._key is not None, "latents are read before they answer"
+            suffix = layout.latent(self.record.latent_tokens)
+            start = len(self.question.token_ids) + len(layout.before_latents)
+            work = Overlay(self._key, self.record.latent_tokens, start, params.n)
+        if work:
+            params.extra_args = (params.extra_args or {}) | to_extra_args(work)
+        return self.question.prompt_with(suffix), params, options
+
+    def _count_cached(self, output: RequestOutput) -> None:
+        """What the client's prompt found in the cache: the first pass knows; the later ones find what that one left."""
+        length = len(self.question.token_ids)
+        if self.record.cached_tokens is None and output.num_cached_tokens is not None:
+            self.record.cached_tokens = min(output.num_cached_tokens, length)
+        output.num_cached_tokens = self.record.cached_tokens
+        if output.num_cache_creation_tokens is not None:
+            output.num_cache_creation_tokens = min(output.num_cache_creation_tokens, length - (output.num_cached_tokens or 0))
+
+
+def read_params(work: Read, logprobs: int, reads_all_positions: bool) -> SamplingParams:
+    """Of a pass that only reads. What wants every position cannot take X from the prefix cache."""
+    skip = True if reads_all_positions or work.keep_states else None
+    return SamplingParams(
+        max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, skip_reading_prefix_cache=skip,
+        extra_args=to_extra_args(work),
+    )  # fmt: skip
+
+
+def finite(decision: Decision, verdict: Verdict) -> Decision:
+    """Explicit thinking where the latents cannot be used."""
+    if decision.mode is Mode.LATENT and not verdict.latents_are_finite:
+        return replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite", check=False)
+    return decision
+
+
+def _entropy(logprobs: list[float]) -> float:
+    return -sum(math.exp(value) * value for value in logprobs if value > -math.inf)

@@ -1,0 +1,85 @@
+"""What a pass asks of the worker, carried in vLLM's `SamplingParams.extra_args`, and what the worker answers.
+
+A pass is one engine request. `Read` and `Overlay` name the latents by a key that only this server knows; `Forget` drops those
+that were computed and are not wanted.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from router.policy import Scores
+
+WORK_KEY = "latentserve"
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Take the final hidden states of the prompt, score it and, when `num_latents` is not 0, compute z and keep it."""
+
+    kind: ClassVar = "read"
+    key: str
+    num_latents: int
+    keep_states: bool = False
+    """Keep H_X for `latentserve_inspect`: parity checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Write z over the prompt rows from `start` on; `copies` engine requests (`n` of the API) share one z, which is dropped
+    when the last of them ends."""
+
+    kind: ClassVar = "overlay"
+    key: str
+    num_latents: int
+    start: int
+    copies: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The answer does without latents: drop z."""
+
+    kind: ClassVar = "forget"
+    key: str
+
+
+Work = Read | Overlay | Forget
+_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Forget)}
+
+
+def to_extra_args(work: Work) -> dict[str, Any]:
+    return {WORK_KEY: {"kind": work.kind, **asdict(work)}}
+
+
+def work_of(extra_args: dict[str, Any] | None) -> Work | None:
+    """None for a request that asks nothing of us."""
+    fields = dict((extra_args or {}).get(WORK_KEY) or {})
+    return _KINDS[fields.pop("kind")](**fields) if fields else None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the worker found in a `Read`. It travels in the log-probabilities of the one token that the pass samples (and nobody
+    reads), so it costs neither an engine step nor a call."""
+
+    latents_are_finite: bool
+    network_seconds: float
+    probe_seconds: float
+    """Of the batch that this request's latents were computed in."""
+    scores: Scores = field(default_factory=Scores)
+
+    NUM_VALUES = 7
+
+    def values(self) -> list[float]:
+        of_probe = (self.scores.direct, self.scores.latent, self.scores.explicit, self.scores.tokens)
+        first = (float(self.latents_are_finite), self.network_seconds, self.probe_seconds)
+        return [*first, *(_ABSENT if s is None else s for s in of_probe)]
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Verdict":
+        finite, network_seconds, probe_seconds, *of_probe = values[: cls.NUM_VALUES]
+        scores = Scores(*(None if value == _ABSENT else value for value in of_probe))
+        return cls(bool(finite), network_seconds, probe_seconds, scores)
+
+
+_ABSENT = -1.0

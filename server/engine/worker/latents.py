@@ -1,0 +1,105 @@
+"""The latents of all requests in flight: kept from the pass that reads a question to the end of the pass that answers it.
+
+Shapes: N latent tokens, d hidden size.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from reasoning_net.bundle import Bundle
+from server.engine.work import Forget, Overlay, Read, Work
+from server.engine.worker.hooks import Row
+from server.engine.worker.read import Reader
+
+if TYPE_CHECKING:
+    from vllm.v1.outputs import SamplerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+logger = logging.getLogger("vllm.latentserve.worker")
+
+
+class Store:
+    """Latents by key. The front end's permits bound how many there are."""
+
+    def __init__(self) -> None:
+        self._latents: dict[str, Tensor] = {}  # key → (N, d)
+        self._passes_left: dict[str, int] = {}  # key → engine requests that read it and have not ended
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def put(self, key: str, z: Tensor) -> None:
+        self._latents[key] = z
+
+    def get(self, key: str) -> Tensor | None:
+        return self._latents.get(key)
+
+    def drop(self, key: str) -> None:
+        self._latents.pop(key, None)
+        self._passes_left.pop(key, None)
+
+    def start(self, work: Overlay) -> None:
+        self._passes_left.setdefault(work.key, work.copies)
+
+    def end(self, work: Overlay) -> None:
+        if work.key in self._passes_left:
+            self._passes_left[work.key] -= 1
+            if not self._passes_left[work.key]:
+                self.drop(work.key)
+
+
+class Latents:
+    """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` rows are written."""
+
+    def __init__(self, runner: "GPUModelRunner", bundle: Bundle | None) -> None:
+        self.store = Store()
+        self.reader = Reader(runner, bundle, self.store.put)
+        self.placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
+        self.layers = self.reader.layers
+        self._lost: set[str] = set()  # requests whose latents were missing in some step
+
+    def counts(self) -> dict[str, int]:
+        return {"latents": len(self.store), **self.reader.counts()}
+
+    def add_request(self, work: Work) -> None:
+        if isinstance(work, Overlay):
+            self.store.start(work)
+        elif isinstance(work, Forget):
+            self.store.drop(work.key)
+
+    def remove_request(self, request_id: str, work: Work) -> None:
+        self._lost.discard(request_id)
+        self.reader.forget(request_id)
+        if isinstance(work, Overlay):
+            self.store.end(work)
+
+    def prepare_inputs_embeds(self, rows: list[Row], inputs_embeds: Tensor | None) -> None:
+        """Write z over the placeholder rows that this step computes (all of them, or a chunk, or those of a recomputation)."""
+        for row in rows:
+            work = row.work
+            if not isinstance(work, Overlay):
+                continue
+            begin = max(work.start, row.computed)  # positions in the prompt
+            stop = min(work.start + work.num_latents, row.computed + row.end - row.first)
+            if begin >= stop:
+                continue
+            z = self.store.get(work.key)
+            if z is None or inputs_embeds is None:
+                # Never answer from placeholders: the first token tells the engine to fail this request.
+                logger.error("The latents of request %s are not in the worker.", row.request_id)
+                self._lost.add(row.request_id)
+                continue
+            at = slice(row.first + begin - row.computed, row.first + stop - row.computed)
+            inputs_embeds[at] = z[begin - work.start : stop - work.start].to(inputs_embeds.dtype)
+
+    def read_hidden_states(self, rows: list[Row], hidden_states: Tensor) -> None:
+        self.reader.read([row for row in rows if isinstance(row.work, Read)], hidden_states)
+
+    def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None:
+        """Verdicts into their rows' log-probabilities; the reserved token, which nobody samples, where latents were lost."""
+        for row in rows:
+            if row.request_id in self._lost:
+                output.sampled_token_ids[row.index] = self.placeholder
+        self.reader.write_verdicts(rows, output)

@@ -1,0 +1,181 @@
+"""Reading a question in the worker: H_X → the reasoning network → z, and the probe → a verdict.
+
+All prompts that end in a step are read together, in micro-batches of bounded size: a long prompt pads only those beside which
+it still fits.
+
+Shapes: B prompts of a micro-batch, T prompt tokens, L earlier layers, N latent tokens, d hidden size.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.interfaces import supports_eagle3
+
+from reasoning_net.bundle import Bundle, BundleError
+from reasoning_net.model import ReasoningNet
+from reasoning_net.precision import compute_dtype
+from router.policy import Scores
+from router.probe import Probe
+from server.engine.work import Read, Verdict
+from server.engine.worker.hooks import Row
+
+if TYPE_CHECKING:
+    from vllm.v1.outputs import SamplerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+MAX_PADDED_TOKENS = 8192
+"""Of a micro-batch: prompts × the longest of them. A prompt that is longer is read alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt that was computed to its end."""
+
+    request_id: str
+    work: Read
+    states: Tensor
+    """(1 + L, T, d): the final states, and those of earlier layers that the probe reads."""
+    token_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        return int(self.states.shape[1])
+
+
+def network_dtype(device: torch.device, base_dtype: torch.dtype) -> torch.dtype:
+    """The base's; on a CPU that computes in bf16 (the network's own, as it is stored) that: twice as fast as float32."""
+    return compute_dtype(device) if device.type == "cpu" and base_dtype is torch.float32 else base_dtype
+
+
+def micro_batches(questions: list[Question], max_padded_tokens: int = MAX_PADDED_TOKENS) -> Iterator[list[Question]]:
+    """The questions by length, so that like is padded with like, cut where prompts × longest would pass the bound."""
+    batch: list[Question] = []
+    for question in sorted(questions, key=lambda question: question.length):
+        if batch and (len(batch) + 1) * question.length > max_padded_tokens:
+            yield batch
+            batch = []
+        batch.append(question)
+    if batch:
+        yield batch
+
+
+class Reader:
+    """Collects hidden states, chunk by chunk, and thinks where a prompt ends."""
+
+    def __init__(self, runner: "GPUModelRunner", bundle: Bundle | None, keep: Callable[[str, Tensor], None]) -> None:
+        """`keep` gets the latents (N, d) of a key."""
+        self._runner, self._keep = runner, keep
+        self._net: ReasoningNet | None = bundle.reasoning_net() if bundle else None
+        self._probe: Probe | None = bundle.probe() if bundle else None
+        self._dtype = network_dtype(runner.device, runner.dtype)
+        for module in (self._net, self._probe):
+            if module is not None:
+                # The probe is tiny, and its scores are compared with thresholds: always in float32.
+                module.to(runner.device, self._dtype if module is self._net else torch.float32).requires_grad_(False)
+        self.layers = self._probe.config.layers if self._probe else ()
+        if self.layers and not supports_eagle3(runner.model):
+            raise BundleError(f"vLLM gives no earlier layers of a {type(runner.model).__name__}. Fit a probe without --layers.")
+        self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
+        self._states: dict[str, list[Tensor]] = {}  # request id → chunks of H_X
+        self._verdicts: dict[str, Verdict] = {}  # of this step
+        self._reads = self._steps_with_reads = 0
+
+    def counts(self) -> dict[str, int]:
+        return {"partial_prompts": len(self._states), "reads": self._reads, "steps_with_reads": self._steps_with_reads}
+
+    def forget(self, request_id: str) -> None:
+        self._states.pop(request_id, None)
+
+    @torch.inference_mode()
+    def read(self, rows: list[Row], hidden_states: Tensor) -> None:
+        """Collect H_X from the step's states, (1 + L, rows, d); where prompts end in it, compute verdicts and latents."""
+        if self._net is None and self._probe is None:
+            return  # the first token's own log-probabilities are the signal
+        ended = [question for row in rows if (question := self._collect(row, hidden_states))]
+        if ended:
+            self._steps_with_reads += 1
+            self._reads += len(ended)
+            for batch in micro_batches(ended):
+                self._think(batch)
+
+    def _collect(self, row: Row, hidden_states: Tensor) -> Question | None:
+        assert isinstance(row.work, Read)
+        if row.computed == 0 or row.request_id not in self._states:
+            self._states[row.request_id] = []  # a new prompt, or one that is computed again after a preemption
+        if row.first == row.end:
+            return None
+        self._states[row.request_id].append(hidden_states[:, row.first : row.end].clone())
+        if row.computed + row.end - row.first < len(row.prompt_token_ids):
+            return None
+        states = torch.cat(self._states.pop(row.request_id), dim=1)
+        return Question(row.request_id, row.work, states, list(row.prompt_token_ids))
+
+    def _think(self, batch: list[Question]) -> None:
+        """The network and the probe, once for a micro-batch."""
+        started = time.perf_counter()
+        states, mask = _padded(batch)
+        z = self._latents(batch, states[:, 0], mask)
+        # Reading a value waits for a GPU, so the times are those of the work.
+        finite = z.isfinite().all(dim=(1, 2)).tolist() if z is not None else [True] * len(batch)
+        thought = time.perf_counter()
+        scores = self._scores(states, mask, z)
+        network_seconds, probe_seconds = thought - started, time.perf_counter() - thought
+        for index, question in enumerate(batch):
+            work = question.work
+            if work.keep_states:
+                self.kept_states[work.key] = question.states[0]
+            self._verdicts[question.request_id] = Verdict(finite[index], network_seconds, probe_seconds, scores[index])
+            if z is not None and work.num_latents and finite[index]:
+                # A latent is a function of the latents before it only: fewer of them are a prefix.
+                self._keep(work.key, z[index, : work.num_latents].clone())
+
+    def _latents(self, batch: list[Question], hidden_states: Tensor, mask: Tensor) -> Tensor | None:
+        """z (B, N, d) from the final states (B, T, d)."""
+        num_latents = max(question.work.num_latents for question in batch)
+        if self._net is None or not num_latents:
+            return None
+        # With the conditioner `last` a prompt's cached positions are not here, and not needed.
+        embeddings = self._embed(batch, mask) if self._net.config.reads_embeddings else hidden_states
+        return self._net(hidden_states.to(self._dtype), embeddings.to(self._dtype), mask, num_latents)
+
+    def _embed(self, batch: list[Question], mask: Tensor) -> Tensor:
+        """E_X of the prompts, (B, T, d), padded on the left."""
+        ids = mask.new_zeros(mask.shape, dtype=torch.long)
+        for index, question in enumerate(batch):
+            ids[index, mask.shape[1] - len(question.token_ids) :] = torch.tensor(question.token_ids)
+        return self._runner.model.embed_input_ids(ids.flatten()).view(*mask.shape, -1)
+
+    def _scores(self, states: Tensor, mask: Tensor, z: Tensor | None) -> list[Scores]:
+        if self._probe is None or (z is None and "latents" in self._probe.config.features):
+            return [Scores()] * len(states)
+        features = self._probe.features(states.float(), mask, None if z is None else z.float())
+        scores = {target: values.tolist() for target, values in self._probe.scores(features).items()}
+        return [Scores(**{target: values[index] for target, values in scores.items()}) for index in range(len(features))]
+
+    def write_verdicts(self, rows: list[Row], output: "SamplerOutput") -> None:
+        """Into the log-probabilities of their rows."""
+        for row in rows:
+            verdict = self._verdicts.pop(row.request_id, None)
+            if verdict is None:
+                continue
+            assert output.logprobs_tensors is not None, "a `Read` asks for log-probabilities"
+            values = torch.tensor(verdict.values(), device=output.logprobs_tensors.logprobs.device)
+            output.logprobs_tensors.logprobs[row.index, : len(values)] = values
+            # Ids of their own for the whole row: by id they become a dict, in which a real token would replace a value.
+            ids = output.logprobs_tensors.logprob_token_ids
+            ids[row.index] = torch.arange(ids.shape[1], dtype=ids.dtype, device=ids.device)
+
+
+def _padded(batch: list[Question]) -> tuple[Tensor, Tensor]:
+    """The states, (B, 1 + L, T, d), padded on the left, and the mask, (B, T)."""
+    layers, length, size = batch[-1].states.shape  # by length: the last is the longest
+    states = batch[0].states.new_zeros(len(batch), layers, length, size)
+    mask = torch.zeros(len(batch), length, dtype=torch.bool, device=states.device)
+    for index, question in enumerate(batch):
+        states[index, :, length - question.length :] = question.states
+        mask[index, length - question.length :] = True
+    return states, mask
