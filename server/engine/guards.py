@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
@@ -12,6 +13,8 @@ from server.observe.record import Ask
 
 if TYPE_CHECKING:
     from server.engine.seam import Hybrid
+
+_OF_CONNECTORS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
 
 
 def guard_prompt(prompt: Any, placeholder: int | None) -> list[int]:
@@ -29,12 +32,26 @@ def guard_prompt(prompt: Any, placeholder: int | None) -> list[int]:
 
 
 def guard_params(params: SamplingParams, placeholder: int | None) -> None:
-    """The worker reads its work from `extra_args`, so clients may not write there; nor may they name the reserved token."""
-    if WORK_KEY in (params.extra_args or {}):
-        raise VLLMValidationError(f"vllm_xargs must not contain {WORK_KEY!r}.", parameter="vllm_xargs")
+    """What would reach past the sampling parameters: our work for the worker, the state of vLLM's connectors, the reserved token."""
+    for name in (WORK_KEY, *_OF_CONNECTORS):
+        if name in (params.extra_args or {}):
+            raise VLLMValidationError(f"{name} is not accepted here: this server sets it.", parameter="vllm_xargs")
     for name in ("allowed_token_ids", "logit_bias"):
         if placeholder is not None and placeholder in (getattr(params, name) or ()):
             raise VLLMValidationError(f"The token {placeholder} is reserved for latents.", parameter=name)
+
+
+def guard_encodable(prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]) -> None:
+    """What cannot be sent to the engine's process: numbers of 80 bits, halves of surrogate pairs, endless nesting."""
+    given = {"priority": options.get("priority"), "cache_salt": prompt.get("cache_salt")}
+    given |= {name: getattr(params, name) for name in params.__struct_fields__}
+    for name, value in given.items():
+        try:
+            msgspec.msgpack.encode(value)
+        except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+            raise VLLMValidationError(f"{name} cannot be read: {error}.", parameter=name) from None
+        except TypeError:
+            continue  # vLLM's encoder knows more types
 
 
 def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: SamplingParams, max_model_len: int) -> None:

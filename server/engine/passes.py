@@ -46,7 +46,8 @@ class Question:
 
 def unique_id(label: str) -> str:
     """An engine request's id: a client may choose the label, and two may choose the same."""
-    return f"{label[:_MAX_LABEL]}-{uuid.uuid4().hex}"
+    printable = label[:_MAX_LABEL].encode("ascii", "replace").decode()
+    return f"{printable}-{uuid.uuid4().hex}"
 
 
 class Passes:

@@ -20,7 +20,7 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
 from router.router import Router
 from server.engine import modes
-from server.engine.guards import guard_ask, guard_params, guard_prompt
+from server.engine.guards import guard_ask, guard_encodable, guard_params, guard_prompt
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
 from server.engine.work import Read, Verdict
@@ -117,6 +117,7 @@ class HybridEngine(AsyncLLM):
         """As AsyncLLM.generate; the current record, if there is one, says how to answer, and learns what happened."""
         token_ids = guard_prompt(prompt, self.hybrid.layout.placeholder)
         guard_params(sampling_params, self.hybrid.layout.placeholder)
+        guard_encodable(prompt, sampling_params, options)
         record = current.get()
         if record is None or prompt.get("type", "token") != "token":
             outputs = self.run(prompt, sampling_params, unique_id(request_id), **options)

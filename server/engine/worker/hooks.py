@@ -82,7 +82,7 @@ class Hooks:
         runner._update_states = self._around_update_states(runner._update_states)
         runner._model_forward = self._around_model_forward(runner._model_forward)
         runner._sample = self._around_sample(runner._sample)
-        _mend_thinking_budgets()
+        mend_thinking_budgets()
 
     def _around_update_states(self, update_states: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(step: "SchedulerOutput") -> Any:
@@ -158,7 +158,7 @@ class Hooks:
                 self._aside[index] = batch.generators.pop(index)
 
 
-def _mend_thinking_budgets() -> None:
+def mend_thinking_budgets() -> None:
     """vLLM 0.32: a request without a budget that moves to the place of one that ended inherits its budget: its chain is cut.
 
     `sync_batch` moves states only where the mover has one, and leaves the dead request's state where it was.

@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GenerationError, VLLMValidationError
+from vllm.sampling_params import RequestOutputKind
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
@@ -259,3 +260,65 @@ async def test_reserved_tokens_are_refused(engine: HybridEngine, bundle: Bundle,
     for mode in Mode:
         with pytest.raises(VLLMValidationError, match="reserved"):
             await generate(engine, [*prompts[0], reserved], mode, f"reserved-{mode}")
+
+
+async def test_embeddings_enter_by_no_route(engine: HybridEngine, prompts: list[list[int]], base: FrozenBase) -> None:
+    rows = torch.full((len(prompts[0]), base.hidden_size), float("nan"))
+    mixed = {"prompt_token_ids": prompts[0], "is_token_ids": [False] * len(prompts[0])}
+    for prompt in ({"type": "embeds", "prompt_embeds": rows}, {"type": "embeds", "prompt_embeds": rows, **mixed}, "Hello"):
+        with pytest.raises(VLLMValidationError, match="only this server writes embeddings"):
+            async for _ in engine.generate(prompt, SamplingParams(max_tokens=1), "embeds"):
+                pass
+    assert not engine.model_config.enable_prompt_embeds, "vLLM's front end decodes no tensor of a client"
+
+
+async def test_a_mode_takes_one_prompt_a_request(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    """Several prompts of one HTTP request share its record; none may be answered on another's decision."""
+
+    async def several() -> list[Any]:
+        current.set(Record(Ask("auto")))
+
+        async def one(token_ids: list[int]) -> None:
+            prompt = {"type": "token", "prompt_token_ids": token_ids}
+            async for _ in engine.generate(prompt, SamplingParams(max_tokens=4), "several"):
+                pass
+
+        return await asyncio.gather(*(one(token_ids) for token_ids in prompts[:4]), return_exceptions=True)
+
+    first, *others = await asyncio.create_task(several())
+    assert first is None
+    assert all(isinstance(error, VLLMValidationError) and "one prompt" in str(error) for error in others)
+
+
+async def test_a_doubtful_answer_stops_at_its_first_doubtful_token(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    """Streamed or not; its permit is given back before the chain begins."""
+    for kind in (RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY):
+        options = {"max_tokens": 200, "output_kind": kind}
+        asked = [generate(engine, token_ids, Mode.AUTO, f"doubt-{kind}-{i}", **options) for i, token_ids in enumerate(prompts)]
+        escalated = [record for record, _ in await asyncio.gather(*asked) if record.escalated]
+        assert escalated
+        assert min(record.discarded_tokens for record in escalated) < 6, "of answers that have six tokens"
+    assert engine.room._value == 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"thinking_token_budget": 2**70}, "thinking_token_budget"),
+        ({"stop": ["\ud800"]}, "stop"),
+        ({"extra_args": {"kv_transfer_params": "x"}}, "vllm_xargs"),
+        ({"extra_args": {"latentserve": {"kind": "forget", "key": "x"}}}, "vllm_xargs"),
+        ({"logit_bias": {2: 100.0}}, "logit_bias"),
+        ({"allowed_token_ids": [2]}, "allowed_token_ids"),
+    ],
+)
+async def test_parameters_that_would_hurt_are_refused(
+    engine: HybridEngine, prompts: list[list[int]], bundle: Bundle, params: dict[str, Any], name: str
+) -> None:
+    reserved = bundle.manifest.layout.placeholder_token_id
+    if name in ("logit_bias", "allowed_token_ids"):
+        params = {name: {reserved: 100.0} if name == "logit_bias" else [reserved]}
+    for mode in ("latent", "explicit"):
+        with pytest.raises(VLLMValidationError) as caught:
+            await generate(engine, prompts[0], Mode(mode), "label \ud800", **params)
+        assert caught.value.parameter == name
