@@ -32,7 +32,7 @@ def guard_prompt(prompt: Any, placeholder: int | None) -> list[int]:
 
 
 def guard_params(params: SamplingParams, placeholder: int | None) -> None:
-    """What would reach past the sampling parameters: our work for the worker, the state of vLLM's connectors, the reserved token."""
+    """What reaches past the sampling: work for our worker, the state of vLLM's connectors, the reserved token."""
     for name in (WORK_KEY, *_OF_CONNECTORS):
         if name in (params.extra_args or {}):
             raise VLLMValidationError(f"{name} is not accepted here: this server sets it.", parameter="vllm_xargs")

@@ -1,7 +1,7 @@
 """One request: what was asked (`Ask`, frozen), and what happened (`Record`).
 
-The wire makes both. The engine writes its part through `arrived`, `decided`, `generated` and `escalate`; the wire writes when the
-response left and what became of it. Headers, the `route` object, metrics, spans and logs read the record.
+The wire makes both. The engine writes its part through `arrived`, `decided`, `generated` and `escalate`; the wire writes when
+the response left and what became of it. Headers, the `route` object, metrics, spans and logs read the record.
 """
 
 import math
@@ -67,8 +67,8 @@ class Record:
     stages: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("gateway", "queue", "read", "network", "probe", "discarded", "answer"), 0.0)
     )
-    """Where the seconds went: up to the engine, waiting for room for latents, reading the prompt (network and probe, of the batch
-    that this request was in, lie within it), a doubtful answer, the answer. The rest follows the engine's last word."""
+    """Where the seconds went: up to the engine, waiting for room for latents, reading the prompt (network and probe, of the
+    batch that this request was in, lie within it), a doubtful answer, the answer. The rest follows the engine's last word."""
     started: float = field(default_factory=time.perf_counter)
     first_byte: float | None = None
     """When a stream's first event left; None without a stream."""
