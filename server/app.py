@@ -24,10 +24,11 @@ from vllm.logger import configure_logging_from_args
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from reasoning_net.bundle import Bundle
-from router.policy import Mode, RouterError
+from router.policy import RouterError
 from server import console
 from server.chat import ReasoningModes, parse_options
-from server.engine.hybrid import HybridEngine
+from server.engine import modes
+from server.engine.seam import HybridEngine
 from server.engine.start import add_aliases, build_vllm_app, parse_vllm_args, start_engine
 from server.errors import BadRequestError, ForbiddenError, LatentserveError
 from server.observe.decision_log import DecisionLog
@@ -50,7 +51,6 @@ async def create_app(
             default=settings.default_mode,
             latent_available=engine.hybrid.can_think_latent,
             metrics=metrics,
-            abort=engine.abort,
             reasoning_content=settings.reasoning_content,
             log=DecisionLog(settings.decision_log, settings.decision_log_mib, settings.log_questions)
             if settings.decision_log
@@ -126,9 +126,8 @@ def _check_operator(request: Request, operator_key: SecretStr | None) -> None:
         raise ForbiddenError("Only the operator's key may switch the router: Authorization: Bearer KEY.")
 
 
-def available_modes(bundle: Bundle | None) -> list[Mode]:
-    modes = [Mode.AUTO, Mode.LATENT, Mode.EXPLICIT, Mode.DIRECT]
-    return modes if bundle and bundle.manifest.reasoning_net else [mode for mode in modes if mode is not Mode.LATENT]
+def available_modes(bundle: Bundle | None) -> list[str]:
+    return modes.available(can_think_latent=bool(bundle and bundle.manifest.reasoning_net))
 
 
 async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
@@ -138,14 +137,14 @@ async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
     if bundle:
         bundle.check_base(settings.model)
     args = parse_vllm_args(settings, vllm_flags, bundle)
-    modes = available_modes(bundle)
-    add_aliases(args, modes)
+    names = available_modes(bundle)
+    add_aliases(args, names)
     configure_logging_from_args(args)
     address, sock = setup_server(args, reuse_port=False)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics) as engine:
         app = await create_app(engine, args, settings, bundle, readiness, metrics)
-        warm_up = asyncio.create_task(readiness.check(engine, bundle, modes))
+        warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)
         warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))
         log_config = get_uvicorn_log_config(args)

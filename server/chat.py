@@ -13,7 +13,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,8 +27,8 @@ from router.router import Options
 from server.errors import BadRequestError
 from server.observe.decision_log import DecisionLog
 from server.observe.metrics import Metrics
+from server.observe.record import Ask, Record, current
 from server.observe.tracing import Trace
-from server.route import Route, current_route
 
 logger = logging.getLogger("vllm.latentserve.requests")
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
@@ -59,7 +60,6 @@ class ReasoningModes:
         default: Mode,
         latent_available: bool,
         metrics: Metrics,
-        abort: Callable[[list[str]], Awaitable[None]],
         reasoning_content: bool = False,
         log: DecisionLog | None = None,
         log_requests: bool = False,
@@ -67,7 +67,7 @@ class ReasoningModes:
     ) -> None:
         self._log, self._log_requests, self._trace = log, log_requests, trace
         self._app, self._default, self._latent_available, self._metrics = app, default, latent_available, metrics
-        self._abort, self._reasoning_content = abort, reasoning_content
+        self._reasoning_content = reasoning_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (*_PATHS, _ROUTE_PATH):
@@ -83,7 +83,8 @@ class ReasoningModes:
         headers = Headers(scope=scope)
         try:
             body = json.loads(raw)
-            route = self._route(asked_path, body, headers) if isinstance(body, dict) else None
+            ask = self._route(asked_path, body, headers) if isinstance(body, dict) else None
+            route = Record(ask) if ask else None
         except BadRequestError as error:
             self._metrics.failed(None, _FAILURES[error.status])
             if self._trace:
@@ -93,7 +94,7 @@ class ReasoningModes:
             route = None  # not JSON: vLLM's error says so
         else:
             if only_route and route:
-                route.only_route = True
+                route.ask = replace(route.ask, only_route=True)
                 body = {name: value for name, value in body.items() if name not in _OF_THE_ANSWER}
             raw = json.dumps(body).encode()
         changed = [(b"content-length", str(len(raw)).encode())]
@@ -108,43 +109,44 @@ class ReasoningModes:
             route.trace_id = trace.id
             changed += trace.headers()
         scope = _with_headers(scope, changed)
-        token = current_route.set(route)
+        token = current.set(route)
         client = _Client(raw, receive)
-        leaving = asyncio.create_task(self._abort_when_left(client, route))
         writer = _RouteWriter(send, route, self._reasoning_content)
         try:
-            await self._app(scope, client.receive, writer)
+            await self._until_left(self._app(scope, client.receive, writer), client)
             if route.restarts:
                 await writer.restart()
-                await self._app(scope, client.replayed(raw), writer)
+                await self._until_left(self._app(scope, client.replayed(raw), writer), client)
         finally:
-            current_route.reset(token)
-            leaving.cancel()
+            current.reset(token)
             route.ended = time.perf_counter()
-            if route.abandoned or not writer.is_complete:  # an aborted answer looks complete
-                route.failure = "client_left" if route.abandoned or client.has_left else "engine"
+            if not writer.is_complete:
+                route.failure = "client_left" if client.has_left else "engine"
             if trace:
                 trace.end(route)
             if not only_route:
                 if route.failure:
-                    self._metrics.failed(route.requested, route.failure)
+                    self._metrics.failed(route.ask.mode, route.failure)
                 else:
                     self._metrics.answered(route, headers.get("authorization"))
                 if self._log:
                     self._log.write(route, body.get("messages") or body.get("input"))
                 if self._log_requests:
-                    logger.info("request", extra=route.record())
+                    logger.info("request", extra=route.line())
         return None
 
-    async def _abort_when_left(self, client: "_Client", route: Route) -> None:
-        """Stop the engine's work as soon as nobody waits for it, whatever the layers between have yet to notice."""
-        await client.left()
-        while route.in_flight:
-            route.abandoned = True
-            await self._abort(list(route.in_flight))
-            await asyncio.sleep(0.05)
+    async def _until_left(self, work: Awaitable[None], client: "_Client") -> None:
+        """Stop the work as soon as nobody waits for it."""
+        task, gone = asyncio.ensure_future(work), asyncio.create_task(client.left())
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        else:
+            task.result()
 
-    def _route(self, path: str, body: Body, headers: Headers) -> Route | None:
+    def _route(self, path: str, body: Body, headers: Headers) -> Ask | None:
         """The request's route; None where there is nothing to choose (a raw completion, a continued message)."""
         refuse_unsupported(body)
         named, implied = take_mode(body, headers.get(MODE_HEADER))
@@ -165,7 +167,7 @@ class ReasoningModes:
         options = take_options(body, mode)
         if options.early and not (path == _CHAT_PATHS[0] and body.get("stream")):
             raise BadRequestError("router.early is for streamed chat completions.", "router")
-        return Route(mode, num_latents, options, names_temperature=body.get("temperature") is not None)
+        return Ask(str(mode), num_latents, options, names_temperature=body.get("temperature") is not None)
 
 
 def take_mode(body: Body, header: str | None) -> tuple[Mode | None, Mode | None]:
@@ -237,7 +239,7 @@ def refuse_unsupported(body: Body) -> None:
 class _RouteWriter:
     """Holds the response's start back until the engine has decided, then adds headers and the `route` object."""
 
-    def __init__(self, send: Send, route: Route, reasoning_content: bool) -> None:
+    def __init__(self, send: Send, route: Record, reasoning_content: bool) -> None:
         self._send, self._route, self._reasoning_content = send, route, reasoning_content
         self._start: Message | None = None
         self._is_stream = False
@@ -300,7 +302,7 @@ class _RouteWriter:
             content = json.loads(body)
         except ValueError:
             return body
-        if self._route.only_route:
+        if self._route.ask.only_route:
             content = self._decision(content)
         elif self._reasoning_content:
             repeat_reasoning(content)

@@ -26,7 +26,7 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
 
     from router.policy import RouterError
     from server.app import serve
-    from server.engine.start import ConfigurationError
+    from server.engine.errors import ConfigurationError
 
     try:
         uvloop.run(serve(settings, vllm_flags))

@@ -11,9 +11,8 @@ from torch.nn.functional import cosine_similarity
 from vllm import SamplingParams
 
 from reasoning_net.bundle import Bundle
-from router.policy import Mode
-from server.engine.hybrid import HybridEngine
-from server.route import Route, current_route
+from server.engine.seam import HybridEngine
+from server.observe.record import Ask, Record, current
 
 logger = logging.getLogger("vllm.latentserve.readiness")
 MIN_SIMILARITY = 0.99  # cosine; other dtypes and kernels stay above it, another base or tokenizer far below
@@ -35,7 +34,7 @@ class Readiness:
             details = {"router_drift_psi": engine.hybrid.router.drift.psi}
             return JSONResponse(asdict(self) | details, 200 if self.ready else 503)
 
-    async def check(self, engine: HybridEngine, bundle: Bundle | None, modes: list[Mode]) -> None:
+    async def check(self, engine: HybridEngine, bundle: Bundle | None, modes: list[str]) -> None:
         """Warm up, compare, and open the gate. A bundle that does not match keeps it closed, with the figure."""
         try:
             parity = bundle.parity() if bundle else None
@@ -57,8 +56,8 @@ class Readiness:
             logger.exception("Not ready.")
 
 
-async def _warm_up(engine: HybridEngine, prompt: list[int], mode: Mode) -> None:
-    current_route.set(Route(mode))
+async def _warm_up(engine: HybridEngine, prompt: list[int], mode: str) -> None:
+    current.set(Record(Ask(mode)))
     params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
     async for _ in engine.generate({"type": "token", "prompt_token_ids": prompt}, params, f"warm-up-{mode}"):
         pass

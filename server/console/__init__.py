@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from starlette.staticfiles import StaticFiles
 
 from reasoning_net.demo.questions import questions
-from router.policy import Mode
 
 _FILES = Path(__file__).parent / "static"
 _HEADERS = {
@@ -37,12 +36,12 @@ class Example(BaseModel):
 class Setup(BaseModel):
     """What the page has to know of its server."""
 
-    modes: list[Mode]
+    modes: list[str]
     examples: list[Example]
 
 
-def mount(app: FastAPI, modes: list[Mode], *, is_demo: bool) -> None:
-    in_order = [mode for mode in (Mode.DIRECT, Mode.LATENT, Mode.EXPLICIT, Mode.AUTO) if mode in modes]
+def mount(app: FastAPI, modes: list[str], *, is_demo: bool) -> None:
+    in_order = [mode for mode in ("direct", "latent", "explicit", "auto") if mode in modes]
     setup = Setup(modes=in_order, examples=_demo_examples() if is_demo else _general_examples())
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

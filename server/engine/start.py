@@ -16,7 +16,6 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
-from router.policy import Mode
 from router.router import Router
 from server.engine.errors import ConfigurationError
 from server.engine.parsers import routed_parsers
@@ -79,7 +78,7 @@ def _refuse_unsupported(args: Namespace) -> None:
         raise ConfigurationError("Speculative decoding is not supported together with latents. Remove --speculative-config.")
 
 
-def add_aliases(args: Namespace, modes: Sequence[Mode]) -> None:
+def add_aliases(args: Namespace, modes: Sequence[str]) -> None:
     """Serve `name:mode` beside `name`, so that every client that can choose a model can choose a mode."""
     args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
 

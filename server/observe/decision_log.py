@@ -7,7 +7,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from server.route import Route
+from server.observe.record import Record
 
 
 class DecisionLog:
@@ -18,15 +18,15 @@ class DecisionLog:
         self._log_questions = log_questions
         self._handler = RotatingFileHandler(path, maxBytes=max_mib * 2**20, backupCount=4, encoding="utf-8")
 
-    def write(self, route: Route, messages: Any) -> None:
+    def write(self, record: Record, messages: Any) -> None:
         """`messages`: the request's conversation, as it came."""
-        if route.decision is None:
+        if record.decision is None:
             return
-        line = {"time": round(time.time(), 3), **route.record()}
+        line = {"time": round(time.time(), 3), **record.line()}
         if self._log_questions:
             line["messages"] = messages
-        record = logging.LogRecord("decisions", logging.INFO, "", 0, json.dumps(line, ensure_ascii=False), None, None)
-        self._handler.emit(record)
+        entry = logging.LogRecord("decisions", logging.INFO, "", 0, json.dumps(line, ensure_ascii=False), None, None)
+        self._handler.emit(entry)
 
     def close(self) -> None:
         self._handler.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from prometheus_client import Counter, Gauge, Histogram
 
 from router.policy import Mode
-from server.route import Route
+from server.observe.record import Record
 
 # From a tiny model's milliseconds to a minute of explicit thinking.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -105,12 +105,6 @@ class Metrics:
             self._fallbacks.labels(reason)
         self._failures.labels("unknown", "engine")
 
-    def fallback(self, reason: str) -> None:
-        self._fallbacks.labels(reason).inc()
-
-    def checked(self, *, escalated: bool) -> None:
-        self._checks.labels("escalated" if escalated else "kept").inc()
-
     def watch_drift(self, psi: Callable[[], float | None]) -> None:
         """`psi` is asked at each scrape."""
 
@@ -127,38 +121,42 @@ class Metrics:
         self._shadows.labels(mode, shadow, outcome).inc()
         self._regret.labels(mode).inc(max(0.0, regret))
 
-    def failed(self, requested: Mode | None, kind: str) -> None:
+    def failed(self, requested: str | None, kind: str) -> None:
         self._failures.labels(requested or "unknown", kind).inc()
 
-    def answered(self, route: Route, key: str | None) -> None:
+    def answered(self, record: Record, key: str | None) -> None:
         """All that one request brings. `key`: the client's, if it has one."""
-        if route.mode is None or route.decision is None:
+        if record.mode is None or record.decision is None:
             return
-        mode, labels, exemplar = route.mode, (route.requested, route.mode), _exemplar(route)
-        self._requests.labels(*labels, route.decision.reason).inc()
-        self._seconds.labels(*labels).observe(route.seconds, exemplar)
-        if route.first_byte is not None:
-            first = route.first_byte - route.started
+        if record.decision.reason in FALLBACKS:
+            self._fallbacks.labels(record.decision.reason).inc()
+        if record.confidence is not None:
+            self._checks.labels("escalated" if record.escalated else "kept").inc()
+        mode, labels, exemplar = record.mode, (record.ask.mode, record.mode), _exemplar(record)
+        self._requests.labels(*labels, record.decision.reason).inc()
+        self._seconds.labels(*labels).observe(record.seconds, exemplar)
+        if record.first_byte is not None:
+            first = record.first_byte - record.started
             self._first.labels(*labels).observe(first, exemplar)
-            if route.generated_tokens > 1:
-                self._per_token.labels(*labels).observe((route.seconds - first) / (route.generated_tokens - 1))
-        if route.stages.read:
-            self._network.labels(mode).observe(route.stages.network)
-            self._probe.labels(mode).observe(route.stages.probe)
-        for stage, start, end in route.timeline():
+            if record.generated_tokens > 1:
+                self._per_token.labels(*labels).observe((record.seconds - first) / (record.generated_tokens - 1))
+        if record.stages["read"]:
+            self._network.labels(mode).observe(record.stages["network"])
+            self._probe.labels(mode).observe(record.stages["probe"])
+        for stage, start, end in record.timeline():
             self._stage.labels(stage, mode).observe(end - start)
         for kind, count in (
-            ("prompt", route.prompt_tokens), ("latent", route.latent_tokens), ("thinking", route.thinking_tokens),
-            ("answer", route.generated_tokens - route.thinking_tokens), ("discarded", route.discarded_tokens),
+            ("prompt", record.prompt_tokens), ("latent", record.latent_tokens), ("thinking", record.thinking_tokens),
+            ("answer", record.generated_tokens - record.thinking_tokens), ("discarded", record.discarded_tokens),
         ):  # fmt: skip
             self._tokens.labels(kind, mode).inc(max(0, count))
-        if route.requested is Mode.AUTO:
-            if route.score is not None:
-                self._score.labels(mode).observe(route.score)
-            if mode is not Mode.EXPLICIT and route.scores and route.scores.tokens:
-                self._saved.inc(max(0.0, route.scores.tokens - route.generated_tokens))
-        generated = route.generated_tokens + route.discarded_tokens
-        self._amplification.labels(self._key(key)).observe(generated / max(1, route.prompt_tokens))
+        if record.ask.mode == "auto":
+            if record.score is not None:
+                self._score.labels(mode).observe(record.score)
+            if mode is not Mode.EXPLICIT and record.scores and record.scores.tokens:
+                self._saved.inc(max(0.0, record.scores.tokens - record.generated_tokens))
+        generated = record.generated_tokens + record.discarded_tokens
+        self._amplification.labels(self._key(key)).observe(generated / max(1, record.prompt_tokens))
 
     def _key(self, key: str | None) -> str:
         """A label that tells keys apart and gives none away; of more than a hundred keys the rest share one."""
@@ -171,7 +169,7 @@ class Metrics:
         return label
 
 
-def _exemplar(route: Route) -> dict[str, str]:
+def _exemplar(record: Record) -> dict[str, str]:
     """A request to look at, where a bucket is. OpenMetrics takes 128 characters; a client may have chosen the id."""
-    trace = {"trace_id": route.trace_id} if route.trace_id else {}
-    return {"request_id": route.request_id[:_MAX_ID], **trace}
+    trace = {"trace_id": record.trace_id} if record.trace_id else {}
+    return {"request_id": record.request_id[:_MAX_ID], **trace}

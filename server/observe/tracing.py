@@ -11,7 +11,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from vllm.tracing import SpanAttributes
 
-from server.route import Route
+from server.observe.record import Record
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -42,30 +42,30 @@ class Trace:
         _PROPAGATOR.inject(carrier, self._context)
         return [(name.encode(), value.encode()) for name, value in carrier.items()]
 
-    def end(self, route: Route) -> None:
-        for stage, start, end in route.timeline():
+    def end(self, record: Record) -> None:
+        for stage, start, end in record.timeline():
             if end > start:
                 span = self._tracer.start_span(stage, self._context, start_time=self._ns(start))
                 if stage == "read":
-                    parts = (("network", route.stages.network), ("probe", route.stages.probe))
+                    parts = (("network", record.stages["network"]), ("probe", record.stages["probe"]))
                     span.set_attributes({f"latentserve.{part}_seconds": seconds for part, seconds in parts})
                 span.end(self._ns(end))
         known = {
-            SpanAttributes.GEN_AI_REQUEST_ID: route.request_id,
-            SpanAttributes.GEN_AI_USAGE_PROMPT_TOKENS: route.prompt_tokens,
-            SpanAttributes.GEN_AI_USAGE_COMPLETION_TOKENS: route.generated_tokens,
-            "latentserve.requested_mode": route.requested,
-            "latentserve.mode": route.mode,
-            "latentserve.reason": route.decision.reason if route.decision else None,
-            "latentserve.policy": route.policy.name if route.policy else None,
-            "latentserve.score": route.score,
-            "latentserve.latent_tokens": route.latent_tokens,
-            "latentserve.thinking_tokens": route.thinking_tokens,
-            "latentserve.discarded_tokens": route.discarded_tokens,
-            "latentserve.escalated": route.escalated,
+            SpanAttributes.GEN_AI_REQUEST_ID: record.request_id,
+            SpanAttributes.GEN_AI_USAGE_PROMPT_TOKENS: record.prompt_tokens,
+            SpanAttributes.GEN_AI_USAGE_COMPLETION_TOKENS: record.generated_tokens,
+            "latentserve.requested_mode": record.ask.mode,
+            "latentserve.mode": record.mode,
+            "latentserve.reason": record.decision.reason if record.decision else None,
+            "latentserve.policy": record.policy.name if record.policy else None,
+            "latentserve.score": record.score,
+            "latentserve.latent_tokens": record.latent_tokens,
+            "latentserve.thinking_tokens": record.thinking_tokens,
+            "latentserve.discarded_tokens": record.discarded_tokens,
+            "latentserve.escalated": record.escalated,
         }
         self._span.set_attributes({name: value for name, value in known.items() if value is not None})
-        self._end(route.status, route.failure, route.started + route.seconds)
+        self._end(record.status, record.failure, record.started + record.seconds)
 
     def refuse(self, status: int, failure: str) -> None:
         """End where there was nothing to route."""

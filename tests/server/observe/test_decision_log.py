@@ -5,14 +5,14 @@ from pathlib import Path
 from router.policies.always import Always
 from router.policy import Decision, Mode, Scores
 from server.observe.decision_log import DecisionLog
-from server.route import Route
+from server.observe.record import Ask, Record
 
 
-def routed() -> Route:
-    route = Route(Mode.AUTO, policy=Always(Mode.LATENT), confidence=0.5, request_id="chatcmpl-1")
-    route.decision, route.scores = Decision(Mode.LATENT, 0.9, 0.8, "worth_it"), Scores(latent=0.9, tokens=math.inf)
-    route.ended = route.started + 0.5
-    return route
+def routed() -> Record:
+    record = Record(Ask("auto"), policy=Always(Mode.LATENT), confidence=0.5, request_id="chatcmpl-1")
+    record.decision, record.scores = Decision(Mode.LATENT, 0.9, 0.8, "worth_it"), Scores(latent=0.9, tokens=math.inf)
+    record.ended = record.started + 0.5
+    return record
 
 
 def test_question_text_is_off_by_default(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_question_text_is_off_by_default(tmp_path: Path) -> None:
     for log_questions in (False, True):
         log = DecisionLog(path, 1, log_questions)
         log.write(routed(), [{"role": "user", "content": "secret"}])
-        log.write(Route(Mode.AUTO), [])  # failed before it was decided
+        log.write(Record(Ask("auto")), [])  # failed before it was decided
         log.close()
     without, with_text = map(json.loads, path.read_text().splitlines())
     assert "messages" not in without

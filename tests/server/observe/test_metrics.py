@@ -4,7 +4,7 @@ from prometheus_client.openmetrics import exposition, parser
 
 from router.policy import Decision, Mode, Scores
 from server.observe.metrics import Metrics
-from server.route import Route
+from server.observe.record import Ask, Record
 
 
 def total(name: str, **labels: str) -> float:
@@ -13,11 +13,11 @@ def total(name: str, **labels: str) -> float:
     return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
-def answered(mode: Mode) -> Route:
-    route = Route(Mode.AUTO, decision=Decision(mode, 0.9, 0.8, "worth_it"), scores=Scores(latent=0.9, tokens=200.0))
-    route.prompt_tokens, route.generated_tokens, route.latent_tokens = 50, 6, 16
-    route.ended = route.started + 0.1
-    return route
+def answered(mode: Mode) -> Record:
+    record = Record(Ask("auto"), decision=Decision(mode, 0.9, 0.8, "worth_it"), scores=Scores(latent=0.9, tokens=200.0))
+    record.prompt_tokens, record.generated_tokens, record.latent_tokens = 50, 6, 16
+    record.ended = record.started + 0.1
+    return record
 
 
 def test_keys_are_told_apart_and_their_number_is_bounded(metrics: Metrics) -> None:
@@ -45,12 +45,12 @@ def test_drift_is_nan_until_it_is_known(metrics: Metrics) -> None:
 
 
 def test_an_exemplar_names_the_request_however_long_its_id_is(metrics: Metrics) -> None:
-    route = answered(Mode.LATENT)
-    route.request_id, route.trace_id = "chatcmpl-" + "x" * 300, "f" * 32
-    metrics.answered(route, None)
+    record = answered(Mode.LATENT)
+    record.request_id, record.trace_id = "chatcmpl-" + "x" * 300, "f" * 32
+    metrics.answered(record, None)
     # vLLM's series may be in the registry, too, whose names clash once their colons are escaped.
     ours = REGISTRY.restricted_registry(["latentserve_request_seconds_bucket"])
     text = exposition.generate_latest(ours).decode()
     families = {family.name: family for family in parser.text_string_to_metric_families(text)}
     exemplars = [s.exemplar.labels for s in families["latentserve_request_seconds"].samples if s.exemplar]
-    assert {"request_id": route.request_id[:64], "trace_id": "f" * 32} in exemplars
+    assert {"request_id": record.request_id[:64], "trace_id": "f" * 32} in exemplars
