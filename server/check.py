@@ -8,9 +8,9 @@ from typing import Any
 from reasoning_net.bundle import Bundle, checkpoint_directory
 from reasoning_net.errors import StageError
 from reasoning_net.rollouts import prepare_environment
+from server.engine.readiness import Readiness
 from server.engine.start import parse_vllm_args, start_engine
 from server.observe.metrics import Metrics
-from server.readiness import Readiness
 from server.settings import Settings
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
 
 from router.policy import RouterError
 from server.engine import modes
@@ -52,6 +53,21 @@ def guard_encodable(prompt: dict[str, Any], params: SamplingParams, options: dic
             raise VLLMValidationError(f"{name} cannot be read: {error}.", parameter=name) from None
         except TypeError:
             continue  # vLLM's encoder knows more types
+
+
+def guard_only_text(ask: Ask) -> None:
+    """Of prompts with images or sound: latents were trained on text."""
+    if ask.mode not in ("auto", "explicit"):
+        raise VLLMValidationError(f"mode={ask.mode} takes text only. Use mode=explicit or auto.", parameter="mode")
+
+
+def guard_output(output: RequestOutput, params: SamplingParams) -> None:
+    """A grammar that nothing can be written under ends as an error of the engine, and is the client's."""
+    if params.structured_outputs is not None and any(choice.finish_reason == "error" for choice in output.outputs):
+        raise VLLMValidationError(
+            "Nothing can be written under this schema or grammar: at some point it allows no token.",
+            parameter="structured_outputs",
+        )
 
 
 def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: SamplingParams, max_model_len: int) -> None:

@@ -18,9 +18,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
+from router.policy import Decision, Mode
 from router.router import Router
 from server.engine import modes
-from server.engine.guards import guard_ask, guard_encodable, guard_params, guard_prompt
+from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
 from server.engine.work import Read, Verdict
@@ -119,13 +120,18 @@ class HybridEngine(AsyncLLM):
         guard_params(sampling_params, self.hybrid.layout.placeholder)
         guard_encodable(prompt, sampling_params, options)
         record = current.get()
-        if record is None or prompt.get("type", "token") != "token":
+        is_text = prompt.get("type", "token") == "token"
+        if record is not None and not is_text:
+            guard_only_text(record.ask)
+            record.decided(Decision(Mode.EXPLICIT, None, None, "not_text"))
+        if record is None or not is_text:
             outputs = self.run(prompt, sampling_params, unique_id(request_id), **options)
         else:
             guard_ask(record.ask, self.hybrid, token_ids, sampling_params, self.model_config.max_model_len)
             outputs = self._routed(Question(prompt, token_ids, sampling_params.clone(), request_id, options), record)
         async with aclosing(outputs):
             async for output in outputs:
+                guard_output(output, sampling_params)
                 yield output
 
     def run(self, prompt: Any, params: SamplingParams, request_id: str, **options: Any) -> AsyncGenerator[RequestOutput, None]:

@@ -1,16 +1,12 @@
-"""Start vLLM with our engine: its flags, the defaults that hybrid reasoning needs, and its application."""
+"""Start vLLM with our engine: its flags, and the defaults that hybrid reasoning needs."""
 
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
 from transformers import AutoTokenizer
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -18,10 +14,14 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
 from router.router import Router
 from server.engine.errors import ConfigurationError
-from server.engine.parsers import routed_parsers
 from server.engine.seam import HybridEngine
 from server.observe.metrics import Metrics
 from server.settings import Settings
+
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+except ModuleNotFoundError:  # vLLM 0.33 moved it
+    from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
 
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
 
@@ -74,6 +74,8 @@ def _refuse_unsupported(args: Namespace) -> None:
                 f"--{name.replace('_', '-')} {value} is not supported: the latents of a request live in one worker's memory, "
                 "beside the first and the last layer. Use tensor parallelism, or several servers behind a load balancer."
             )
+    if args.enable_mm_embeds:
+        raise ConfigurationError("--enable-mm-embeds is not supported: only this server writes embeddings. Remove it.")
     if getattr(args, "speculative_config", None):
         raise ConfigurationError("Speculative decoding is not supported together with latents. Remove --speculative-config.")
 
@@ -130,12 +132,3 @@ async def start_engine(
         yield engine
     finally:
         engine.shutdown(timeout=config.shutdown_timeout)
-
-
-async def build_vllm_app(engine: HybridEngine, args: Namespace) -> FastAPI:
-    """vLLM's application on our engine: all of its endpoints."""
-    tasks = await engine.get_supported_tasks()
-    app = build_app(args, tasks, engine.model_config)
-    with routed_parsers():
-        await init_app_state(engine, app.state, args, tasks)
-    return app

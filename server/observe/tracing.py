@@ -6,10 +6,10 @@ Names follow vLLM's where it has one. No span holds text of a question or an ans
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace_id, get_tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from vllm.tracing import SpanAttributes
 
 from server.observe.record import Record
 
@@ -50,10 +50,10 @@ class Trace:
                     parts = (("network", record.stages["network"]), ("probe", record.stages["probe"]))
                     span.set_attributes({f"latentserve.{part}_seconds": seconds for part, seconds in parts})
                 span.end(self._ns(end))
-        known = {
-            SpanAttributes.GEN_AI_REQUEST_ID: record.request_id,
-            SpanAttributes.GEN_AI_USAGE_PROMPT_TOKENS: record.prompt_tokens,
-            SpanAttributes.GEN_AI_USAGE_COMPLETION_TOKENS: record.generated_tokens,
+        known: dict[str, Any] = {
+            "gen_ai.request.id": record.request_id,
+            "gen_ai.usage.prompt_tokens": record.prompt_tokens,
+            "gen_ai.usage.completion_tokens": record.generated_tokens,
             "latentserve.requested_mode": record.ask.mode,
             "latentserve.mode": record.mode,
             "latentserve.reason": record.decision.reason if record.decision else None,

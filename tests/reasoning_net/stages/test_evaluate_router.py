@@ -18,7 +18,7 @@ from reasoning_net.stages.evaluate_router import (
 from router.calibration import Confidence, Target
 from router.policy import Limits, Mode
 from server.settings import DEMO_BUNDLE
-from tests.router.test_calibrate import outcomes
+from tests.reasoning_net.stages.test_calibrate import outcomes
 
 LIMITS = Limits(can_think_latent=True)
 

@@ -1,0 +1,229 @@
+"""What a body asks for: the contract between clients and modes, as pure functions of a JSON object.
+
+Precedence of the mode: body field `mode` > model alias `name:latent` > header `X-Reasoning-Mode` > what `reasoning_effort`,
+`enable_thinking` or `thinking` imply > the server's default. Where an alias or the header says `auto`, an effort narrows it.
+The prompt X is rendered the same in every mode, so the fields that would change it are taken out of the body.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from router.policy import Mode
+from router.router import Options
+from server.engine import modes
+from server.http.errors import BadRequestError
+from server.observe.record import Ask
+
+MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
+CHAT_PATH, ROUTE_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/v1/route", "/v1/completions"
+CHAT_PATHS = (CHAT_PATH, "/v1/responses", "/v1/messages", ROUTE_PATH)
+GENERATING_PATHS = (*CHAT_PATHS, COMPLETIONS_PATH)
+_EFFORT = {
+    "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
+    "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
+}  # fmt: skip
+_OWN_FIELDS = ("mode", "num_latent_tokens", "router")
+_ALIKE = 0.7  # of a field's name to one of ours
+_OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "prompt_logprobs", "response_format")
+_NO_QUESTION = (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True))
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the server offers."""
+
+    default: str = Mode.AUTO
+    latent_available: bool = True
+    template_kwargs: Collection[str] | None = None
+    """Names that the chat template reads; None: any are taken."""
+    known_fields: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By path: the fields that vLLM reads."""
+
+
+def parse(raw: bytes) -> Any:
+    """The body as JSON that can be sent on; None where it is none, which vLLM's error says best."""
+    try:
+        body = json.loads(raw, parse_constant=_refuse_number, parse_float=_finite)
+        json.dumps(body, ensure_ascii=False).encode()
+    except RecursionError:
+        raise BadRequestError("The body is nested too deeply.") from None
+    except UnicodeEncodeError:
+        raise BadRequestError("The body has half of a surrogate pair in a string: no text contains that.") from None
+    except ValueError:
+        return None
+    return body
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise BadRequestError(f"{text} is not accepted: numbers in JSON are finite.")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
+
+
+def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask | None:
+    """What the request wants; its fields are taken out of the body. None where there is nothing to choose: a raw completion, a
+    message that is continued. Raises `BadRequestError`."""
+    refuse_unsupported(body, terms.template_kwargs)
+    _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path == ROUTE_PATH else path))
+    wish = take_wish(body, header)
+    num_latents = body.pop("num_latent_tokens", None)
+    if num_latents is not None and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
+        raise BadRequestError("num_latent_tokens must be a whole number.", "num_latent_tokens")
+    if path == COMPLETIONS_PATH and wish.named is None:
+        for name, value in (("num_latent_tokens", num_latents), ("router", body.get("router"))):
+            if value is not None:
+                raise BadRequestError(f"{name} needs a mode here: a raw completion has none.", name)
+        return None
+    for name, value in _NO_QUESTION:
+        given = body.get(name)
+        if isinstance(given, int | bool) and bool(given) is value:
+            if wish.named in (None, Mode.EXPLICIT) and "router" not in body and path != ROUTE_PATH:
+                return None
+            what = f"mode={wish.named}" if wish.named else "routing"
+            raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
+    mode = wish.mode(terms)
+    options = take_options(body, mode)
+    if options.early and not (path == CHAT_PATH and body.get("stream")):
+        raise BadRequestError("router.early is for streamed chat completions.", "router")
+    if path == ROUTE_PATH:
+        for name in _OF_THE_ANSWER:
+            body.pop(name, None)
+    return Ask(
+        mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
+        only_route=path == ROUTE_PATH,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the fields of a body, and the header, say about the mode."""
+
+    named: str | None
+    """By the field `mode`, the alias or the header."""
+    implied: Mode | None
+    """By an effort, or by thinking that is switched on or off."""
+    may_narrow: bool = False
+    """`auto` was named by an alias or the header: an effort says more."""
+    thinking_budget: int | None = None
+
+    def mode(self, terms: Terms) -> str:
+        implied = self.implied
+        if implied is Mode.LATENT and not terms.latent_available:
+            implied = Mode.AUTO  # a low effort is no demand for latents
+        if self.named is None or (self.may_narrow and implied is not None):
+            return implied or terms.default
+        return self.named
+
+
+def take_wish(body: Body, header: str | None) -> Wish:
+    """Takes `mode`, `reasoning_effort`, `reasoning.effort`, `enable_thinking` and `thinking` out of the body."""
+    alias = str(body.get("model") or "").rpartition(":")[2]
+    field_ = body.pop("mode", None)
+    sources = ((field_, "mode"), (alias if alias in modes.registered() else None, "model"), (header, MODE_HEADER))
+    named = next((_mode(value, param) for value, param in sources if value is not None), None)
+    implied, said = _effort(body)
+    thinking, budget, param = _thinking(body)
+    if implied is None and thinking is not None:
+        implied, said = (Mode.EXPLICIT if thinking else Mode.DIRECT), f"{param}={str(thinking).lower()}"
+    if {named, implied} == {Mode.EXPLICIT, Mode.DIRECT}:
+        raise BadRequestError(f"mode={named} contradicts {said}. Send one of the two.", "mode")
+    return Wish(named, implied, may_narrow=named == Mode.AUTO and field_ is None, thinking_budget=budget)
+
+
+def _effort(body: Body) -> tuple[Mode | None, str]:
+    """(the mode that an effort implies, how it was said)."""
+    effort, param = body.pop("reasoning_effort", None), "reasoning_effort"
+    reasoning = body.get("reasoning")
+    if isinstance(reasoning, dict) and "effort" in reasoning:  # the responses API
+        of_responses = reasoning.pop("effort")
+        effort, param = (effort, param) if effort is not None else (of_responses, "reasoning.effort")
+    if effort is None:
+        return None, ""
+    if not isinstance(effort, str) or effort not in _EFFORT:
+        raise BadRequestError(f"{param} must be one of {', '.join(_EFFORT)}, not {effort!r}.", param)
+    return _EFFORT[effort], f"{param}={effort}"
+
+
+def _thinking(body: Body) -> tuple[bool | None, int | None, str]:
+    """(whether thinking is switched on, its budget in tokens, the field that says so)."""
+    kwargs = body.get("chat_template_kwargs")
+    on = kwargs.pop("enable_thinking", None) if isinstance(kwargs, dict) else None
+    if on is not None and not isinstance(on, bool):
+        raise BadRequestError(f"enable_thinking must be true or false, not {on!r}.", "chat_template_kwargs.enable_thinking")
+    given = body.pop("thinking", None)  # the messages API
+    if given is None:
+        return on, None, "enable_thinking"
+    kind, budget = (given.get("type"), given.get("budget_tokens")) if isinstance(given, dict) else (None, None)
+    if kind not in ("enabled", "disabled", "adaptive"):
+        raise BadRequestError(f"thinking.type must be enabled, disabled or adaptive, not {kind!r}.", "thinking")
+    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
+        raise BadRequestError("thinking.budget_tokens must be a whole number of at least 1.", "thinking.budget_tokens")
+    return (None if kind == "adaptive" else kind == "enabled"), budget, "thinking.type"
+
+
+def take_options(body: Body, mode: str) -> Options:
+    """The `router` field, taken out of the body."""
+    given = body.pop("router", None)
+    if given is None:
+        return Options()
+    if mode != Mode.AUTO:
+        raise BadRequestError(f"router is for mode=auto, not {mode}: a named mode is never overruled.", "router")
+    return parse_options(given)
+
+
+def parse_options(given: object) -> Options:
+    """Raises `BadRequestError` with what is wrong."""
+    try:
+        options = Options.model_validate(given)
+        _ = options.target
+    except ValidationError as error:
+        problems = "; ".join(".".join(map(str, ("router", *e["loc"]))) + ": " + e["msg"] for e in error.errors())
+        raise BadRequestError(problems, "router") from None
+    return options
+
+
+def _mode(value: object, param: str) -> str:
+    if not isinstance(value, str) or value not in modes.registered():
+        raise BadRequestError(f"{param} must be one of {', '.join(modes.registered())}, not {value!r}.", param)
+    return value
+
+
+def refuse_unsupported(body: Body, template_kwargs: Collection[str] | None = None) -> None:
+    """Clients can send neither embeddings nor templates, nor what a template does not read: tokenizers take more from there."""
+    if body.get("prompt_embeds"):
+        raise BadRequestError("prompt_embeds is not accepted: only this server writes embeddings.", "prompt_embeds")
+    if body.get("chat_template") is not None:
+        raise BadRequestError("chat_template is not accepted per request. Set it with --chat-template.", "chat_template")
+    kwargs = body.get("chat_template_kwargs")
+    if template_kwargs is not None and isinstance(kwargs, dict):
+        for name in kwargs:
+            if name not in template_kwargs:
+                known = ", ".join(sorted({"enable_thinking", *template_kwargs}))
+                raise BadRequestError(
+                    f"The chat template does not read {name!r}. It reads: {known}.", f"chat_template_kwargs.{name}"
+                )
+    messages = body.get("messages") or body.get("input") or ()
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and (part.get("type") == "prompt_embeds" or "prompt_embeds" in part):
+                raise BadRequestError("prompt_embeds is not accepted: only this server writes embeddings.", "messages")
+
+
+def _refuse_near_misses(body: Body, known: Collection[str] | None) -> None:
+    """vLLM takes fields that it does not know and ignores them; one that was to be ours would be ignored in silence."""
+    for name in body if known is not None else ():
+        if name in _OWN_FIELDS or name in (known or ()):
+            continue
+        if alike := difflib.get_close_matches(name.lower(), _OWN_FIELDS, 1, _ALIKE):
+            raise BadRequestError(f"There is no field {name!r}. Did you mean {alike[0]!r}?", name)

@@ -1,0 +1,144 @@
+"""The route of a request, written into its response: headers, the `route` object in JSON and in the last SSE events, usage."""
+
+import json
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Send
+
+from server.http.contract import MODE_HEADER, SCORE_HEADER, Body
+from server.observe.record import Record
+
+_FAILURES = {400: "invalid", 401: "denied", 403: "denied", 404: "not_found", 429: "overloaded", 504: "deadline"}
+# Of events that end a choice, carry the whole usage, or end a response or a message. In text, quotes are escaped.
+_LAST = (
+    b'"finish_reason":"', b'"choices":[]', b'"type":"response.completed"', b'"type":"response.incomplete"',
+    b'"type":"message_delta"',
+)  # fmt: skip
+_FAILED = (b'data: {"error"', b"event: error")
+
+
+def failure_of(status: int) -> str:
+    """What came instead of an answer, for metrics."""
+    return _FAILURES.get(status, "refused" if status < 500 else "engine")
+
+
+class RouteWriter:
+    """Holds the response's start back until the engine has decided, then adds headers and the `route` object."""
+
+    def __init__(self, send: Send, record: Record, reasoning_content: bool) -> None:
+        self._send, self._record, self._reasoning_content = send, record, reasoning_content
+        self._start: Message | None = None
+        self._is_stream = False
+        self._is_second = False
+        self.is_complete = False
+        self._first_event = b""
+        self._body = b""
+
+    async def restart(self) -> None:
+        """Tell the client that what it has read so far is void, before the other answer follows."""
+        self._record.restarts, self._is_second = False, True
+        first = json.loads(self._first_event.partition(b"data: ")[2])
+        event = {name: first[name] for name in ("id", "object", "created", "model")} | {"choices": []}
+        event["route"] = self._record.public() | {"restart": True}
+        await self._send({"type": "http.response.body", "body": b"data: " + _dumped(event) + b"\n\n", "more_body": True})
+
+    async def __call__(self, message: Message) -> None:
+        if self._record.restarts or (self._is_second and message["type"] == "http.response.start"):
+            return  # the end of a void answer, and the start that the client has
+        if message["type"] == "http.response.start":
+            self._start, self._record.status = message, message["status"]
+            if message["status"] != 200:
+                self._record.failure = failure_of(message["status"])
+            self._is_stream = "text/event-stream" in MutableHeaders(scope=message).get("content-type", "")
+        elif message["type"] != "http.response.body":
+            await self._send(message)
+        elif self._is_stream:
+            await self._write_event(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._write_json()
+
+    async def _write_event(self, message: Message) -> None:
+        await self._begin()
+        event = message.get("body", b"")
+        if not self._first_event:
+            self._first_event, self._record.first_byte = event, time.perf_counter()
+        if event.startswith(_FAILED):
+            self._record.failure = "engine"
+        self.is_complete = not message.get("more_body")
+        await self._send({**message, "body": self._event(event)})
+
+    async def _write_json(self) -> None:
+        assert self._start is not None
+        body = self._body
+        self.is_complete = self._start["status"] != 200
+        if not self.is_complete:
+            content = json.loads(body)
+            # vLLM answers with null where it saw the client leave.
+            self.is_complete = isinstance(content, dict)
+            if isinstance(content, dict) and self._record.mode is not None:
+                body = _dumped(self._answer(content))
+        await self._begin(len(body))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _begin(self, content_length: int | None = None) -> None:
+        if self._start is None:
+            return
+        headers = MutableHeaders(scope=self._start)
+        if self._record.mode is not None:
+            headers[MODE_HEADER] = self._record.mode
+        if self._record.score is not None:
+            headers[SCORE_HEADER] = f"{self._record.score:.4f}"
+        if content_length is not None:
+            headers["content-length"] = str(content_length)
+        start, self._start = self._start, None
+        await self._send(start)
+
+    def _answer(self, content: Body) -> MutableMapping[str, Any]:
+        if self._record.ask.only_route:
+            content = {"model": content["model"], "prompt_tokens": content["usage"]["prompt_tokens"]}
+        elif self._reasoning_content:
+            repeat_reasoning(content)
+        return self._completed(content)
+
+    def _event(self, event: bytes) -> bytes:
+        """The event with the route in it, if it is one of the last."""
+        is_last = any(mark in event for mark in _LAST)
+        repeats = self._reasoning_content and b'"reasoning":"' in event
+        if not (is_last or repeats) or b"data: {" not in event:
+            return event
+        head, _, data = event.partition(b"data: ")
+        content = json.loads(data)
+        if "response" in content:
+            content["response"] = self._completed(content["response"])
+        elif is_last:
+            content = self._completed(content)
+        if repeats:
+            repeat_reasoning(content)
+        return head + b"data: " + _dumped(content) + b"\n\n"
+
+    def _completed(self, content: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        self._record.request_id = content.get("id", self._record.request_id)  # some endpoints number the engine's
+        content["route"] = self._record.public()
+        usage = content.get("usage")
+        for kind in ("prompt_tokens", "input_tokens"):  # OpenAI's two APIs; Anthropic's has no details
+            if isinstance(usage, dict) and kind in usage and "total_tokens" in usage:
+                details = usage.get(f"{kind}_details") or {}
+                usage[f"{kind}_details"] = details | {"latent_tokens": self._record.latent_tokens}
+        return content
+
+
+def _dumped(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def repeat_reasoning(content: Body) -> None:
+    """Say the thinking text once more as `reasoning_content`, for clients that know only the older name."""
+    for choice in content.get("choices") or ():
+        for part in (choice.get("message"), choice.get("delta")):
+            if isinstance(part, dict) and part.get("reasoning") is not None:
+                part["reasoning_content"] = part["reasoning"]

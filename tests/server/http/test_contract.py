@@ -1,0 +1,158 @@
+"""The mode of a request: precedence, contradictions, refusals."""
+
+from typing import Any
+
+import pytest
+
+from router.policy import Mode
+from server.http.contract import Terms, parse, read_ask, refuse_unsupported, take_wish
+from server.http.errors import BadRequestError
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "named", "implied"),
+    [
+        ({}, None, None, None),
+        ({"mode": "latent"}, "explicit", Mode.LATENT, None),
+        ({"mode": "direct", "model": "demo:explicit"}, None, Mode.DIRECT, None),
+        ({"model": "demo:explicit"}, "latent", Mode.EXPLICIT, None),
+        ({"model": "demo"}, "latent", Mode.LATENT, None),
+        ({"model": "org/name:tag"}, None, None, None),
+        ({"reasoning_effort": "none"}, None, None, Mode.DIRECT),
+        ({"reasoning_effort": "minimal"}, None, None, Mode.LATENT),
+        ({"reasoning_effort": "low"}, None, None, Mode.LATENT),
+        ({"reasoning_effort": "medium"}, None, None, Mode.AUTO),
+        ({"reasoning_effort": "high"}, None, None, Mode.EXPLICIT),
+        ({"reasoning": {"effort": "high"}}, None, None, Mode.EXPLICIT),
+        ({"reasoning_effort": "high", "mode": "latent"}, None, Mode.LATENT, Mode.EXPLICIT),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, None, None, Mode.DIRECT),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, None, None, Mode.EXPLICIT),
+        ({"thinking": {"type": "disabled"}}, None, None, Mode.DIRECT),
+        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, None, None, Mode.EXPLICIT),
+    ],
+)
+def test_precedence(body: dict[str, Any], header: str | None, named: Mode | None, implied: Mode | None) -> None:
+    wish = take_wish(body, header)
+    assert (wish.named, wish.implied) == (named, implied)
+
+
+def test_what_would_change_the_prompt_is_taken_out() -> None:
+    body = {"mode": "latent", "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": True, "x": 1}}
+    take_wish(body, None)
+    assert body == {"chat_template_kwargs": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"mode": "explicit", "reasoning_effort": "none"},
+        {"mode": "direct", "reasoning_effort": "high"},
+        {"mode": "explicit", "chat_template_kwargs": {"enable_thinking": False}},
+        {"mode": "fast"},
+        {"mode": 3},
+        {"mode": ["latent"]},
+        {"reasoning_effort": "enormous"},
+        {"reasoning_effort": ["high"]},
+        {"reasoning": {"effort": {}}},
+        {"chat_template_kwargs": {"enable_thinking": []}},
+        {"thinking": "enabled"},
+        {"thinking": {"type": "enabled", "budget_tokens": 0}},
+    ],
+)
+def test_contradictions_and_unknown_values(body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError):
+        take_wish(body, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt_embeds": "AAAA"},
+        {"chat_template": "{{ messages }}"},
+        {"messages": [{"role": "user", "content": [{"type": "prompt_embeds", "prompt_embeds": "AAAA"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "prompt_embeds": "AAAA"}]}]},
+    ],
+)
+def test_refusals(body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError):
+        refuse_unsupported(body)
+
+
+def test_ordinary_content_is_not_refused() -> None:
+    refuse_unsupported(
+        {
+            "messages": [
+                {"role": "user", "content": "prompt_embeds"},
+                {"role": "user", "content": [{"type": "text", "text": "x"}]},
+            ]
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "mode"),
+    [
+        ({}, None, "auto"),
+        ({"model": "demo:auto", "reasoning_effort": "none"}, None, "direct"),
+        ({"reasoning_effort": "high"}, "auto", "explicit"),
+        ({"mode": "auto", "reasoning_effort": "high"}, None, "auto"),
+        ({"model": "demo:auto", "reasoning_effort": "medium"}, None, "auto"),
+    ],
+)
+def test_an_effort_narrows_an_auto_that_only_the_model_or_the_header_names(
+    body: dict[str, Any], header: str | None, mode: str
+) -> None:
+    assert take_wish(body, header).mode(Terms()) == mode
+
+
+def test_a_low_effort_is_no_demand_for_latents() -> None:
+    ask = read_ask("/v1/chat/completions", {"reasoning_effort": "low"}, None, Terms(latent_available=False))
+    assert ask is not None
+    assert ask.mode == "auto"
+
+
+def test_anthropics_budget_becomes_the_budget() -> None:
+    ask = read_ask("/v1/messages", {"thinking": {"type": "enabled", "budget_tokens": 77}}, None, Terms())
+    assert ask is not None
+    assert (ask.mode, ask.thinking_budget) == ("explicit", 77)
+
+
+@pytest.mark.parametrize("name", ["mdoe", "Mode", "num_latents_tokens", "num_latent_token", "routers"])
+def test_near_misses_of_our_fields_get_a_suggestion(name: str) -> None:
+    terms = Terms(known_fields={"/v1/chat/completions": {"model", "messages", "moderation"}})
+    with pytest.raises(BadRequestError, match="Did you mean"):
+        read_ask("/v1/chat/completions", {name: "latent"}, None, terms)
+    for other in ("model", "messages", "moderation", "x_custom"):
+        assert read_ask("/v1/chat/completions", {other: "x"}, None, terms)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"mode": "latent", "add_generation_prompt": 0}),
+        ("/v1/chat/completions", {"mode": "latent", "use_beam_search": 1}),
+        ("/v1/chat/completions", {"chat_template_kwargs": {"max_length": 1}}),
+        ("/v1/chat/completions", {"router": {"early": True}}),
+        ("/v1/route", {"continue_final_message": True}),
+        ("/v1/completions", {"num_latent_tokens": 4}),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(path: str, body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError):
+        read_ask(path, body, None, Terms(template_kwargs={"enable_thinking"}))
+
+
+@pytest.mark.parametrize("field", [{"add_generation_prompt": 0}, {"continue_final_message": True}, {"use_beam_search": 1}])
+def test_where_there_is_nothing_to_choose_vllm_answers_alone(field: dict[str, Any]) -> None:
+    assert read_ask("/v1/chat/completions", field, None, Terms()) is None
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a": "\\ud800"}', b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}'])
+def test_bodies_that_cannot_be_sent_on_are_refused(raw: bytes) -> None:
+    with pytest.raises(BadRequestError):
+        parse(raw)
+
+
+def test_bodies_that_are_no_json_are_left_to_vllm() -> None:
+    assert parse(b"{") is None
+    assert parse(b'{"a": [1, 2.5, "\xc3\xa9"]}') == {"a": [1, 2.5, "é"]}
