@@ -69,12 +69,17 @@ def decision_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, decision_log: Path) -> Iterator[str]:
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "log.txt"
+
+
+@pytest.fixture(scope="session")
+def server(server_log: Path, decision_log: Path) -> Iterator[str]:
     settings = {"LATENTSERVE_OPERATOR_KEY": OPERATOR_KEY, "LATENTSERVE_DECISION_LOG": str(decision_log)}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        with running_server(tmp_path_factory.mktemp("server") / "log.txt") as url:
+        with running_server(server_log) as url:
             yield url
 
 
