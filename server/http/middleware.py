@@ -60,6 +60,9 @@ class ReasoningModes:
             return await error.response(path)(scope, receive, send)
         client = _Client(raw if body is None else json.dumps(body).encode(), receive)
         changed = [(b"content-length", str(len(client.body)).encode())]
+        if path == ROUTE_PATH:  # a chat completion up to the decision
+            chat = scope["path"].removesuffix(ROUTE_PATH) + CHAT_PATH
+            scope = dict(scope, path=chat, raw_path=chat.encode())
         if ask is None:
             return await self._app(_with_headers(scope, changed), client.receive, send)
         given = headers.get(_ID_HEADER) or body.get("request_id")
@@ -69,9 +72,6 @@ class ReasoningModes:
         if trace:
             record.trace_id = trace.id
             changed += trace.headers()
-        if ask.only_route:  # a chat completion up to the decision
-            chat = scope["path"].removesuffix(ROUTE_PATH) + CHAT_PATH
-            scope = dict(scope, path=chat, raw_path=chat.encode())
         return await self._answer(record, _with_headers(scope, changed), client, send, trace, body)
 
     def _ask(self, path: str, body: Any, headers: Headers) -> Ask | None:

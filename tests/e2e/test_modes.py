@@ -311,12 +311,14 @@ def test_a_client_that_leaves_stops_the_work(server: str, mode: str, asked: list
     assert metric(server, "vllm:num_requests_running") == 0
 
 
-def test_prefix_of_the_question_is_reused(client: openai.OpenAI, asked: list[Question]) -> None:
+def test_the_answer_reads_the_question_from_the_prefix_cache(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
     text = f"This question is asked for the first time. {asked[12].question} {asked[13].question}"
+    before = metric(server, "vllm:prefix_cache_hits_total")
     usage = ask(client, text, "latent").usage
     full_blocks = usage.prompt_tokens // 32 * 32
     assert full_blocks >= 64
-    assert usage.prompt_tokens_details.cached_tokens >= 0.9 * full_blocks
+    assert metric(server, "vllm:prefix_cache_hits_total") - before >= 0.9 * full_blocks
+    assert usage.prompt_tokens_details.cached_tokens == 0, "nobody had asked this before"
 
 
 def test_metrics_count_modes_and_stages(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
