@@ -1,18 +1,25 @@
-# Two commands: `make serve` and `make test`. Both create .venv on their first run.
+# Two commands: `make serve` and `make test`. Both create an environment on their first run: .venv, for CUDA .venv-cuda.
 DEVICE ?= cpu
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
 BUNDLE ?=
-PYTHON ?= python3.11
-VENV := .venv
+# The first that has venv and fits pyproject.toml.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lock clean
+.PHONY: serve test lint types unit free-port clean
 
-serve: $(STAMP)
+serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
+
+# Before anything is installed or loaded. Whoever connects is a server that listens already.
+free-port:
+	@! $(firstword $(PYTHON) python3) -c 'import socket; socket.create_connection(("$(HOST)", $(PORT)), 1)' 2>/dev/null || \
+		{ echo "Port $(PORT) on $(HOST) is taken. Stop what listens there, or choose another: make serve PORT=8001" >&2; exit 1; }
 
 test: lint types unit
 
@@ -28,10 +35,12 @@ unit: $(STAMP)
 
 # --no-deps: vLLM's CPU build asks for torchvision, torchaudio and torchcodec, whose registry builds are for CUDA.
 $(STAMP): requirements-$(DEVICE).lock pyproject.toml
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
+		{ echo "There is no Python 3.11 to 3.13 with venv. Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make serve PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-$(DEVICE).lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-cuda
