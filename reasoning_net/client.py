@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import openai
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionTokenLogprob
 from tqdm.asyncio import tqdm
 
 from reasoning_net.errors import StageError
@@ -43,13 +43,18 @@ class Completion:
     @property
     def least_certain(self) -> float:
         """The least probability that a token of the reply had when it was sampled; asked for with `logprobs`."""
-        return math.exp(min(token.logprob for token in self.logprobs))
+        return math.exp(min(token.logprob for token in self._tokens))
 
     @property
-    def logprobs(self) -> list[Any]:
-        """Of the reply, token by token."""
+    def first_logprobs(self) -> list[float]:
+        """Of the likeliest first tokens; asked for with `top_logprobs`."""
+        return [token.logprob for token in self._tokens[0].top_logprobs]
+
+    @property
+    def _tokens(self) -> list[ChatCompletionTokenLogprob]:
         logprobs = self.content.choices[0].logprobs
-        return list(logprobs.content or ()) if logprobs else []
+        assert logprobs is not None, "log-probabilities were asked for"
+        return logprobs.content or []
 
 
 class Server:

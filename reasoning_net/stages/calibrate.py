@@ -21,11 +21,10 @@ from reasoning_net.client import connected, gather
 from reasoning_net.errors import StageError
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Calibration, Confidence, Point, Target, choose
+from router.curves import prices
 from router.outcomes import Outcome, curve, from_tensors
 from router.policies.utility import Utility
 from router.policy import Limits, Mode
-
-_POINTS = 101
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +84,6 @@ def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target
 def cheap_scores(outcomes: Sequence[Outcome], cheap: Mode) -> torch.Tensor:
     values = [value for o in outcomes if (value := o.scores.correct(cheap)) is not None]
     return torch.tensor(values, dtype=torch.double)
-
-
-def prices(calibration: Calibration, outcomes: Sequence[Outcome], limits: Limits) -> list[float]:
-    """Prices whose shares of explicit answers are spread evenly from 1 to 0."""
-    gains = []
-    for o in outcomes:
-        cheap = o.scores.correct(limits.cheap) or 0.0
-        if calibration.confidence is not None and o.confidence is not None:
-            cheap = calibration.confidence.posterior(cheap, o.confidence)
-        sure = 1.0 if o.scores.explicit is None else o.scores.explicit
-        gains.append((sure - cheap) / (o.scores.tokens or calibration.longest_tokens))
-    quantiles = torch.tensor(gains).quantile(torch.linspace(0, 1, _POINTS)).clamp(min=0)
-    return sorted({0.0, *quantiles.tolist(), float(quantiles[-1]) * 1.01 + 1e-9})
 
 
 async def measure_seconds(url: str, task: TaskSpec, cheap: Mode, n: int, concurrency: int) -> dict[Mode, tuple[float, float]]:

@@ -11,6 +11,7 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
+from reasoning_net.stages import fit as fitting
 from reasoning_net.stages.fit import (
     Answers,
     FitConfig,
@@ -23,7 +24,6 @@ from reasoning_net.stages.fit import (
     report,
 )
 from reasoning_net.tasks import DemoTask
-from router import fit as fitting
 from router.figures import auroc, calibration_error
 from router.policy import Mode
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
