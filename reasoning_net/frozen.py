@@ -5,6 +5,7 @@ tokens, d hidden size, V vocabulary, K copies (samples of one question).
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,46 +159,24 @@ class FrozenBase:
 
     @torch.no_grad()
     def generate(
-        self,
-        prompt: Prompt,
-        prefix: Tensor,
-        max_tokens: int,
-        *,
-        copies: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, prompt: Prompt, prefix: Tensor, max_tokens: int, *, copies: int = 1, temperature: float = 0.0, top_p: float = 1.0
     ) -> list[list[int]]:
         """Replies after the prefix, up to the end-of-turn token, which is left out; greedy at temperature 0.
 
         With `copies` K the B questions give B · K replies, those of one question together.
         """
-        assert prompt.cache is not None, "generation needs a cache: no checkpointing"
+        rows = torch.arange(len(prefix), device=self.device).repeat_interleave(copies)
+        prompt, prefix = prompt.rows(rows), prefix[rows]
+        # Whatever a checkpoint's own generation config would change is named.
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         end = self.model.generation_config.eos_token_id
-        ends = torch.tensor(sorted(set(end if isinstance(end, list) else [end])), device=self.device)
-        logits = self.model.lm_head(self.extend(prompt, prefix)[:, -1])  # (B, V)
-        if copies > 1:
-            rows = torch.arange(len(logits), device=self.device).repeat_interleave(copies)
-            prompt, logits = prompt.rows(rows), logits[rows]
-        columns: list[Tensor] = []
-        done = torch.zeros(len(logits), dtype=torch.bool, device=self.device)
-        while True:
-            token = sample(logits, temperature, top_p, generator)  # (B · K,)
-            columns.append(token)
-            done |= torch.isin(token, ends)
-            if len(columns) == max_tokens or bool(done.all()):
-                break
-            logits = self.model.lm_head(self.extend(prompt, self.embed(token[:, None]))[:, -1])
-        stops = set(ends.tolist())
-        replies = torch.stack(columns, dim=1).tolist()
-        return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in replies]
-
-
-def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """One token per row of logits (B, V), from the smallest set whose probability reaches `top_p`; greedy at temperature 0."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
-    outside = probabilities.cumsum(-1) - probabilities >= top_p
-    chosen = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
-    return ids.gather(-1, chosen)[:, 0]
+        ends = set(end if isinstance(end, list) else [end])
+        replies = self.model.generate(
+            inputs_embeds=torch.cat([prompt.embeddings, prefix], dim=1),
+            attention_mask=torch.cat([prompt.mask, prompt.mask.new_ones(prefix.shape[:2])], dim=1).long(),
+            past_key_values=prompt.cache,
+            max_new_tokens=max_tokens,
+            pad_token_id=min(ends),
+            **{"do_sample": False, "repetition_penalty": 1.0} | sampling,
+        )
+        return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in replies.tolist()]

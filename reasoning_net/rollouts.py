@@ -158,16 +158,13 @@ class TransformersRollouts:
 
     def _generate(self, prompts: Sequence[list[int]], prefix: Tensor, sampling: Sampling) -> list[list[Reply]]:
         base = self._base
-        generator = None if sampling.seed is None else torch.Generator(base.device).manual_seed(sampling.seed)
-        rows = base.generate(
-            base.read(prompts),
-            prefix,
-            sampling.max_tokens,
-            copies=sampling.copies,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            generator=generator,
-        )
+        with torch.random.fork_rng(enabled=sampling.seed is not None):
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            rows = base.generate(
+                base.read(prompts), prefix, sampling.max_tokens,
+                copies=sampling.copies, temperature=sampling.temperature, top_p=sampling.top_p,
+            )  # fmt: skip
         end = int(base.tokenizer.eos_token_id)
         texts = base.tokenizer.batch_decode(rows)
         replies = [
