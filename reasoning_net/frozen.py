@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from reasoning_net.errors import StageError
@@ -99,18 +100,19 @@ class FrozenBase:
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = torch.tensor(prompt)
             mask[row, length - len(prompt) :] = True
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        embeddings = self.embed(ids)
         cache = None if self._checkpointing else DynamicCache(config=self.model.config)
-        output = self.model.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=bool(layers),
-        )
+        output = self._forward(embeddings, mask, cache, output_hidden_states=bool(layers))
         earlier = tuple(output.hidden_states[layer] for layer in layers)
-        return Prompt(output.last_hidden_state, self.embed(ids), mask, cache, earlier)
+        return Prompt(output.last_hidden_state, embeddings, mask, cache, earlier)
+
+    def _forward(self, inputs: Tensor, mask: Tensor, cache: DynamicCache | None, **options: bool) -> BaseModelOutputWithPast:
+        """Read `inputs` (B, P, d) after what the cache holds; the mask is of both."""
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+        return self.model.model(
+            inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
+            use_cache=cache is not None, **options,
+        )  # fmt: skip
 
     def prefix(self, layout: LayoutIds, latents: Tensor) -> Tensor:
         """The latent layout as input embeddings, (B, P, d)."""
@@ -128,31 +130,14 @@ class FrozenBase:
 
     def extend(self, prompt: Prompt, inputs: Tensor) -> Tensor:
         """Read `inputs` (B, P, d) after the prompt; their final hidden states, (B, P, d)."""
-        if prompt.cache is None:
-            return self._extend_without_cache(prompt, inputs)
-        past = prompt.cache.get_seq_length()
-        mask = torch.cat([prompt.mask, prompt.mask.new_ones(len(inputs), past - prompt.mask.shape[1] + inputs.shape[1])], dim=1)
-        positions = mask.long().cumsum(1)[:, past:] - 1
-        return self.model.model(
-            inputs_embeds=inputs,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=prompt.cache,
-            use_cache=True,
-        ).last_hidden_state
-
-    def _extend_without_cache(self, prompt: Prompt, inputs: Tensor) -> Tensor:
-        """As `extend`, with the prompt read again: checkpointing recomputes layers, which a cache would see twice."""
         mask = torch.cat([prompt.mask, prompt.mask.new_ones(inputs.shape[:2])], dim=1)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        self.model.train()  # transformers recomputes in training mode only; a frozen base has no dropout that this would start
+        if prompt.cache is not None:
+            return self._forward(inputs, mask, prompt.cache).last_hidden_state
+        # The prompt is read again: checkpointing recomputes layers, which a cache would see twice. And transformers recomputes
+        # in training mode only; a frozen base has no dropout that this would start.
+        self.model.train()
         try:
-            states = self.model.model(
-                inputs_embeds=torch.cat([prompt.embeddings, inputs], dim=1),
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=False,
-            ).last_hidden_state
+            states = self._forward(torch.cat([prompt.embeddings, inputs], dim=1), mask, None).last_hidden_state
         finally:
             self.model.eval()
         return states[:, -inputs.shape[1] :]
