@@ -12,6 +12,7 @@ from typing import Any
 from numpy import percentile
 
 from reasoning_net.plots import Points, plot_lines
+from reasoning_net.tables import table
 from server.bench.client import Answer
 from server.bench.load import ALONE, COMPARED, Load
 
@@ -67,10 +68,11 @@ def _figures(records: Sequence[Record]) -> Figures:
     rounds = [[r for r in records if r.round == round_] for round_ in sorted({r.round for r in records})]
     milliseconds = {}
     for name, measure in _MEASURES.items():
-        values = _milliseconds(answers, measure)
-        figures = (
-            {"mean": statistics.fmean(values)} | {f"p{q}": float(percentile(values, q)) for q in _QUANTILES} if values else {}
-        )
+        if values := _milliseconds(answers, measure):
+            quantiles = zip((f"p{q}" for q in _QUANTILES), percentile(values, _QUANTILES).tolist(), strict=True)
+            figures = {"mean": statistics.fmean(values)} | dict(quantiles)
+        else:
+            figures = {}
         milliseconds[name] = {key: round(value, 3) for key, value in figures.items()}
     return Figures(
         arm=records[0].arm,
@@ -123,28 +125,24 @@ def failures(records: Sequence[Record]) -> str:
 def markdown(records: Sequence[Record], note: str) -> str:
     """Throughput, the three times, the ratios, and what failed."""
     figures = summarise(records)
-    lines = [*([note, ""] if note else [])]
-    lines += _row("load", "mode", "answers", "failed", "requests/s", "tokens/s", "tokens an answer", "answered by")
-    lines += ["|---" * 8 + "|"]
-    for f in figures:
-        failed = sum(f.errors.values())
-        modes = ", ".join(f"{mode} {count / (f.requests - failed):.0%}" for mode, count in f.modes.items())
-        per_second = (f"{f.requests_per_second:.2f}", f"{f.tokens_per_second:.1f}", f"{f.tokens:.1f}")
-        lines += _row(f.load, f.arm, f.requests - failed, failed, *per_second, modes or "–")
+    header = ("load", "mode", "answers", "failed", "requests/s", "tokens/s", "tokens an answer", "answered by")
+    parts = [*([note] if note else []), table(header, map(_throughput, figures))]
     for measure in _MEASURES:
-        lines += ["", *_row(f"{measure}, ms", "mode", "mean", *(f"p{q}" for q in _QUANTILES)), "|---" * 7 + "|"]
-        for f in figures:
-            if times := f.milliseconds[measure]:
-                lines += _row(f.load, f.arm, *(f"{value:.1f}" for value in times.values()))
+        measured = [(f, times) for f in figures if (times := f.milliseconds[measure])]
+        rows = ((f.load, f.arm, *(f"{value:.1f}" for value in times.values())) for f, times in measured)
+        parts.append(table((f"{measure}, ms", "mode", "mean", *(f"p{q}" for q in _QUANTILES)), rows))
     if found := ratios(figures):
-        lines += ["", "| ratio | |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in found.items())]
+        parts.append(table(("ratio", ""), ((name, f"{value:.2f}") for name, value in found.items())))
     if any(f.errors for f in figures):
-        lines += ["", f"Failed: {failures(records)}"]
-    return "\n".join(lines)
+        parts.append(f"Failed: {failures(records)}")
+    return "\n\n".join(parts)
 
 
-def _row(*cells: object) -> list[str]:
-    return [f"| {' | '.join(map(str, cells))} |"]
+def _throughput(f: Figures) -> tuple[object, ...]:
+    failed = sum(f.errors.values())
+    modes = ", ".join(f"{mode} {count / (f.requests - failed):.0%}" for mode, count in f.modes.items())
+    per_second = (f"{f.requests_per_second:.2f}", f"{f.tokens_per_second:.1f}", f"{f.tokens:.1f}")
+    return (f.load, f.arm, f.requests - failed, failed, *per_second, modes or "–")
 
 
 def write(
