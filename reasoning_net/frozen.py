@@ -52,13 +52,9 @@ class FrozenBase:
     """A causal LM whose parameters never get a gradient."""
 
     def __init__(
-        self,
-        path: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        *,
+        self, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *,
         checkpointing: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`checkpointing`: recompute activations in the backward pass, for memory.
 
         Raises `StageError` when there is no such checkpoint.

@@ -50,8 +50,8 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One request."""
+class Graded:
+    """One question, asked once: an answer or several samples, graded."""
 
     arm: str
     seed: int
@@ -94,10 +94,10 @@ async def main(config: EvalConfig) -> str:
         raise StageError("Several samples of a greedy answer are all the same: give --temperature (the paper: 0.6).")
     task = config.task.load()
     examples = list(itertools.islice(task.examples(config.seed, "test"), config.n))
-    records: list[Record] = []
+    records: list[Graded] = []
     async with connected(config.url, config.concurrency) as server:
         for arm, seed in itertools.product(config.arms, range(config.seeds)):
-            answers = (record(server, config, task, arm, seed, *numbered) for numbered in enumerate(examples))
+            answers = (grade(server, config, task, arm, seed, *numbered) for numbered in enumerate(examples))
             records += await gather(answers, f"{arm}, seed {seed}")
     summary = summarise(records)
     if config.output:
@@ -109,7 +109,7 @@ async def main(config: EvalConfig) -> str:
     return markdown(records, summary)
 
 
-async def record(server: Server, config: EvalConfig, task: Task, arm: Arm, seed: int, index: int, example: Example) -> Record:
+async def grade(server: Server, config: EvalConfig, task: Task, arm: Arm, seed: int, index: int, example: Example) -> Graded:
     """Ask one question, and grade the samples of its answer."""
     fields = arm.body() | {"n": config.samples, "temperature": config.temperature, "top_p": config.top_p}
     if config.max_tokens:
@@ -120,15 +120,15 @@ async def record(server: Server, config: EvalConfig, task: Task, arm: Arm, seed:
     correct = [task.is_correct(reply, example.answer) for reply in answer.replies]
     mode, score = answer.route["mode"], answer.route["score"]
     tokens = answer.tokens / len(correct)
-    return Record(str(arm), seed, example.family, example.level, correct, tokens, answer.seconds, mode, score)
+    return Graded(str(arm), seed, example.family, example.level, correct, tokens, answer.seconds, mode, score)
 
 
-def pass_at_1(records: Sequence[Record]) -> float:
+def pass_at_1(records: Sequence[Graded]) -> float:
     """The chance that one sample is right."""
     return statistics.fmean(statistics.fmean(record.correct) for record in records) if records else math.nan
 
 
-def pass_at_k(records: Sequence[Record]) -> float:
+def pass_at_k(records: Sequence[Graded]) -> float:
     """The chance that one of the k samples is right."""
     return statistics.fmean(any(record.correct) for record in records)
 
@@ -138,14 +138,14 @@ def error_of_share(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def grouped(records: Sequence[Record], key: Callable[[Record], K]) -> dict[K, list[Record]]:
-    groups: dict[K, list[Record]] = {}
+def grouped(records: Sequence[Graded], key: Callable[[Graded], K]) -> dict[K, list[Graded]]:
+    groups: dict[K, list[Graded]] = {}
     for one in records:
         groups.setdefault(key(one), []).append(one)
     return groups
 
 
-def summarise(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+def summarise(records: Sequence[Graded]) -> dict[str, dict[str, float]]:
     """Per arm: pass@1 and pass@k with their standard errors, tokens, seconds, and the share that was thought through."""
     summary = {}
     for arm, of_arm in grouped(records, lambda r: r.arm).items():
@@ -162,7 +162,7 @@ def summarise(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     return summary
 
 
-def write(output: Path, records: Sequence[Record], summary: dict[str, dict[str, float]]) -> None:
+def write(output: Path, records: Sequence[Graded], summary: dict[str, dict[str, float]]) -> None:
     """`records.jsonl`, `summary.json`, `table.md`, `accuracy_tokens.png`, `accuracy_level.png`."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "records.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
@@ -182,12 +182,12 @@ def write(output: Path, records: Sequence[Record], summary: dict[str, dict[str, 
     plot_lines(points, output / "accuracy_level.png", title="Accuracy by difficulty", x="level", y="pass@1")
 
 
-def markdown(records: Sequence[Record], summary: dict[str, dict[str, float]]) -> str:
+def markdown(records: Sequence[Graded], summary: dict[str, dict[str, float]]) -> str:
     """Three tables: overall, by family, by difficulty."""
     names = list(dict.fromkeys(("pass@1", f"pass@{len(records[0].correct)}")))
     header = ["mode", *names, "generated tokens", "p50 seconds", "answered explicitly"]
     tables = [table(header, ((arm, *_cells(figures, names)) for arm, figures in summary.items()))]
-    kinds: dict[str, Callable[[Record], str | int]] = {"family": lambda r: r.family, "level": lambda r: r.level}
+    kinds: dict[str, Callable[[Graded], str | int]] = {"family": lambda r: r.family, "level": lambda r: r.level}
     for kind, key in kinds.items():
         values = sorted({key(record) for record in records}, key=str)
         parts = grouped(records, lambda r, key=key: (r.arm, key(r)))  # type: ignore[misc]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from reasoning_net.stages.observe import Observations
-from router.probe import Feature, Probe, ProbeConfig, Target
+from router.probe import Feature, Output, Probe, ProbeConfig
 
 _TOKENS_WEIGHT = 0.2  # of the squared error of the log tokens, beside the cross-entropies
 
@@ -22,7 +22,7 @@ def train_probe(
     torch.manual_seed(seed)
     inputs = torch.cat([observed.features[name] for name in features], dim=1).cpu()  # (n, F)
     size = observed.features["last"].shape[1] // (1 + len(layers))
-    targets = cast("tuple[Target, ...]", tuple(observed.labels))
+    targets = cast("tuple[Output, ...]", tuple(observed.labels))
     config = ProbeConfig(base_hidden_size=size, hidden_size=hidden_size, features=features, layers=layers, targets=targets)
     probe = Probe(config)
     probe.mean.copy_(inputs.mean(0))

@@ -37,7 +37,7 @@ class Answer:
         return (self.seconds - self.first_token_seconds) / (self.tokens - 1)
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> Answer:
+async def complete(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> Answer:
     """Send `body` as a streaming request that was due at `due` (perf_counter). Raises `ServerGoneError`."""
     body = body | {"stream": True, "stream_options": {"include_usage": True}}
     first: float | None = None

@@ -27,7 +27,7 @@ Milliseconds = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Request:
     """One request."""
 
     arm: str
@@ -56,14 +56,14 @@ class Figures:
     milliseconds: Mapping[str, Milliseconds]
 
 
-def summarise(records: Sequence[Record]) -> list[Figures]:
+def summarise(records: Sequence[Request]) -> list[Figures]:
     """By load point, and within one by arm."""
     loads, arms = dict.fromkeys(record.load for record in records), dict.fromkeys(record.arm for record in records)
     groups = ([r for r in records if (r.load, r.arm) == key] for key in itertools.product(loads, arms))
     return [_figures(group) for group in groups if group]
 
 
-def _figures(records: Sequence[Record]) -> Figures:
+def _figures(records: Sequence[Request]) -> Figures:
     answers = [record.answer for record in records if not record.answer.error]
     rounds = [[r for r in records if r.round == round_] for round_ in sorted({r.round for r in records})]
     milliseconds = {}
@@ -92,7 +92,7 @@ def _milliseconds(answers: Sequence[Answer], measure: Callable[[Answer], float |
     return [seconds * 1000 for answer in answers if (seconds := measure(answer)) is not None]
 
 
-def _per_second(records: Sequence[Record], amount: Callable[[Answer], int]) -> float:
+def _per_second(records: Sequence[Request], amount: Callable[[Answer], int]) -> float:
     """What one turn brought, by the time from its start to its last answer."""
     seconds = max(record.started + record.answer.seconds for record in records)
     return sum(amount(record.answer) for record in records if not record.answer.error) / seconds
@@ -114,7 +114,7 @@ def ratios(figures: Sequence[Figures]) -> dict[str, float]:
     return {name: round(of[a] / of[b], 3) for name, of, a, b in wanted if of.get(a) and of.get(b)}
 
 
-def failures(records: Sequence[Record]) -> str:
+def failures(records: Sequence[Request]) -> str:
     """How many of each kind, with one example in the server's words."""
     answers = [record.answer for record in records if record.answer.error]
     counted = Counter(answer.error for answer in answers)
@@ -122,7 +122,7 @@ def failures(records: Sequence[Record]) -> str:
     return "; ".join(f"{count} × {error} ({examples[error]})" for error, count in counted.most_common())
 
 
-def markdown(records: Sequence[Record], note: str) -> str:
+def markdown(records: Sequence[Request], note: str) -> str:
     """Throughput, the three times, the ratios, and what failed."""
     figures = summarise(records)
     header = ("load", "mode", "answers", "failed", "requests/s", "tokens/s", "tokens an answer", "answered by")
@@ -146,7 +146,7 @@ def _throughput(f: Figures) -> tuple[object, ...]:
 
 
 def write(
-    output: Path, records: Sequence[Record], config: Mapping[str, Any], environment: Mapping[str, Any], note: str,
+    output: Path, records: Sequence[Request], config: Mapping[str, Any], environment: Mapping[str, Any], note: str,
     problem: str | None,
 ) -> None:  # fmt: skip
     """`bench.json`, `bench.md`, `requests.jsonl`, and plots: how many answers had come by when, and the price of throughput."""
@@ -178,7 +178,7 @@ def _plot(series: Mapping[str, Points], path: Path, *, title: str, x: str, y: st
         plot_lines(series, path, title=title, x=x, y=y, log_x=True)
 
 
-def _distribution(records: Sequence[Record], figures: Figures, measure: str) -> list[tuple[float, float, float]]:
+def _distribution(records: Sequence[Request], figures: Figures, measure: str) -> list[tuple[float, float, float]]:
     """(milliseconds, share of answers that had come by then)."""
     answers = [r.answer for r in records if (r.arm, r.load) == (figures.arm, figures.load) and not r.answer.error]
     times = sorted(_milliseconds(answers, _MEASURES[measure]))
