@@ -26,7 +26,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from reasoning_net.bundle import Bundle, Manifest, fingerprint
-from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.config import SIZES, ReasoningNetConfig
 from reasoning_net.errors import StageError
 from reasoning_net.layout import default_layout
 from reasoning_net.model import ReasoningNet
@@ -36,10 +36,7 @@ NUM_LATENTS = 256
 NOTE = "Random weights: the answers are noise, and of fixed lengths. Only the times mean something."
 _START_SECONDS = 1800
 _MAX_PROMPT_TOKENS = 512
-_PAPER = {
-    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "head_dim": 128,
-}  # fmt: skip
+_PAPER = dict(zip(SIZES, (1024, 3072, 28, 16, 8, 128), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Shape:
 
     def config(self) -> dict[str, Any]:
         """`config.json`."""
-        names = (*_PAPER, "vocab_size", "tie_word_embeddings")
+        names = (*SIZES, "vocab_size", "tie_word_embeddings")
         return {name: getattr(self, name) for name in names} | {
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "hidden_act": "silu",
             "transformers_version": transformers.__version__, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
@@ -70,7 +67,7 @@ class Shape:
 
     def network(self) -> ReasoningNetConfig:
         """The paper's for models of a size that it may stand beside, else one of the base's own shape."""
-        own = {name: getattr(self, name) for name in _PAPER}
+        own = {name: getattr(self, name) for name in SIZES}
         sizes = _PAPER if self.hidden_size >= _PAPER["hidden_size"] else own
         return ReasoningNetConfig(
             base_hidden_size=self.hidden_size, num_latent_tokens=NUM_LATENTS, conditioner="last", rope_theta=1_000_000, **sizes
