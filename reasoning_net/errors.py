@@ -18,7 +18,7 @@ def sentence(error: ValidationError, name: Callable[[str], str] = str) -> str:
     found = []
     for one in error.errors(include_url=False):
         what = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-        where = name(".".join(map(str, one["loc"]))) if one["loc"] else ""
+        where = name(".".join(map(str, one["loc"])))
         is_plain = isinstance(one["input"], str | int | float) and one["type"] != "extra_forbidden"
         found.append(f"{where} {what}".strip() + (f", not {one['input']!r}" if where and is_plain else ""))
     return "; ".join(found)

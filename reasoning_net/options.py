@@ -16,14 +16,20 @@ LOCAL_SERVER = f"http://{HOST}:{PORT}"
 
 Flat = Parameter(name="*")
 """A configuration within another one: its fields are options like the others."""
+Questions = Parameter(name="*", group="Questions")
+Optimiser = Parameter(name="*", group="Optimiser")
 Internal = Parameter(parse=False)
 """A field that is no option."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Model = Annotated[str, Parameter(help="The frozen base: checkpoint directory or Hugging Face id.")]
+Model = Annotated[
+    str, Parameter(help="The frozen base: checkpoint directory or Hugging Face id. Default: the demo's.", show_default=False)
+]
 LayoutFile = Annotated[Path | None, Parameter(help="Prompt layout as JSON, where it does not follow from the base.")]
 Seed = Annotated[int, Parameter(help="Seed of the data and the weights.")]
-Url = Annotated[str, Parameter(help="The server.")]
+SERVER = Parameter(converter=lambda _, tokens: tokens[0].value.rstrip("/").removesuffix("/v1"))
+"""A server's address. Clients of OpenAI's protocol are given `…/v1`, so that is understood, too."""
+Url = Annotated[str, SERVER, Parameter(help="The server.")]
 ApiKey = Annotated[str | None, Parameter(help="Where the server wants one.", env_var="OPENAI_API_KEY")]
 
 
@@ -33,4 +39,7 @@ def commas(kind: Callable[[str], Any]) -> Parameter:
     def split(_: object, tokens: Iterable[Token]) -> tuple[Any, ...]:
         return tuple(kind(part) for token in tokens for part in token.value.split(",") if part)
 
-    return Parameter(n_tokens=1, negative="", converter=split, show_default=lambda values: ",".join(map(str, values)))
+    return Parameter(
+        n_tokens=1, negative="", converter=split, metavar="A,B,…",
+        show_default=lambda values: ",".join(map(str, values)) or "none",
+    )  # fmt: skip

@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import httpx
+from pydantic import NonNegativeFloat, PositiveInt
 
+from reasoning_net.options import LOCAL_SERVER, ApiKey, Url
 from router.policy import Mode
 
 
@@ -17,15 +19,21 @@ class AskError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    text: str
+    text: str = "-"
+    """The question; - or nothing reads it from standard input."""
+    _: KW_ONLY
     mode: Mode = Mode.AUTO
-    url: str = "http://127.0.0.1:8000"
+    """How to answer."""
+    url: Url = LOCAL_SERVER
     model: str | None = None
-    """Default: the server's first."""
-    api_key: str | None = None
+    """Default: the server's first model."""
+    api_key: ApiKey = field(default=None, repr=False)
     system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
+    """System prompt."""
+    max_tokens: PositiveInt | None = None
+    """Limit on generated tokens."""
+    temperature: NonNegativeFloat | None = None
+    """0: greedy. Default: the server's."""
 
     def body(self, model: str) -> dict[str, Any]:
         messages = [{"role": "system", "content": self.system}] if self.system else []
