@@ -16,53 +16,17 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reasoning_net.config import ReasoningNetConfig
-from reasoning_net.layout import Layout
+from reasoning_net.errors import BundleError
+from reasoning_net.manifest import BaseFingerprint, Manifest
 from reasoning_net.model import ReasoningNet
-from router.calibration import Calibration
-from router.probe import Probe, ProbeConfig
+from router.probe import Probe
 
-FORMAT_VERSION = 3
+__all__ = ["Bundle", "BundleError", "Manifest", "checkpoint_directory", "fingerprint"]
 M = TypeVar("M", bound=torch.nn.Module)
-
-
-class BundleError(ValueError):
-    """A bundle that cannot be used, with what differs and what to do."""
-
-
-class BaseFingerprint(BaseModel):
-    """Which base model a bundle belongs to. The hashes cover a sample of the weights and the tokenizer file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    vocab_size: int
-    weights: str
-    tokenizer: str
-
-
-class Manifest(BaseModel):
-    """`bundle.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = FORMAT_VERSION
-    base: BaseFingerprint
-    layout: Layout
-    reasoning_parser: str = Field("qwen3", description="vLLM's reasoning parser for the base.")
-    reasoning_net: ReasoningNetConfig | None = None
-    num_latent_tokens: int | None = Field(None, description="Latents per question in serving, unless a request says otherwise.")
-    probe: ProbeConfig | None = None
-    calibration: Calibration | None = Field(None, description="Of the probe: prices, and what each gives.")
-    trained_on: str = ""
-    scores: dict[str, Any] = Field(default_factory=dict, description="Measured on held-out questions, by which command.")
 
 
 class Bundle:
@@ -73,27 +37,30 @@ class Bundle:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Bundle":
-        """Read and validate the manifest; raises `BundleError`."""
+        """Read and validate the manifest, and the headers of all tensors; raises `BundleError`."""
         directory = Path(directory)
-        path = directory / "bundle.json"
-        if not path.is_file():
-            raise BundleError(f"{directory} is no bundle: it has no bundle.json. Train one with `latentserve train sft`.")
-        try:
-            content = json.loads(path.read_text())
-            version = content.get("format_version")
-            if version != FORMAT_VERSION:
-                raise BundleError(f"{path} has format version {version}; this server reads version {FORMAT_VERSION}.")
-            manifest = Manifest.model_validate(content)
-        except (json.JSONDecodeError, ValidationError, AttributeError) as error:
-            raise BundleError(f"{path} cannot be read: {error}") from error
-        bundle = cls(directory, manifest)
-        wanted = {"reasoning_net": manifest.reasoning_net, "probe": manifest.probe}
-        for name, config in wanted.items():
-            if config is not None and not (directory / f"{name}.safetensors").is_file():
-                raise BundleError(f"{path} names a {name}, but {directory / name}.safetensors is missing.")
-        if manifest.probe and "latents" in manifest.probe.features and not manifest.reasoning_net:
-            raise BundleError(f"{path}: the probe reads latents, but the bundle has no reasoning_net.")
+        bundle = cls(directory, Manifest.read(directory))
+        shapes = {path.stem: _shapes(path) for path in directory.glob("*.safetensors")}
+        for name, network in bundle._architectures().items():
+            path = directory / f"{name}.safetensors"
+            if name not in shapes:
+                raise BundleError(f"bundle.json names a {name}, but {path} is missing.")
+            _check_fit(path, shapes[name], {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()})
         return bundle
+
+    def _architectures(self) -> dict[str, torch.nn.Module]:
+        """The networks of the manifest by name, without memory for their weights."""
+        config = self.manifest
+        networks: dict[str, torch.nn.Module] = {}
+        try:
+            with torch.device("meta"):
+                if config.reasoning_net:
+                    networks["reasoning_net"] = ReasoningNet(config.reasoning_net)
+                if config.probe:
+                    networks["probe"] = Probe(config.probe)
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"{self.directory / 'bundle.json'} describes a network that cannot be: {error}") from error
+        return networks
 
     def save(self, parts: dict[str, torch.nn.Module | dict[str, Tensor]]) -> None:
         """Write the manifest and the given parts (`reasoning_net`, `probe`, `parity`); networks in bf16."""
@@ -121,10 +88,7 @@ class Bundle:
 
     def _load(self, module: M, name: str) -> M:
         path = self.directory / f"{name}.safetensors"
-        try:
-            module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-        except RuntimeError as error:
-            raise BundleError(f"{path} does not fit the architecture in bundle.json: {error}") from error
+        module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
         return module.eval()
 
     def parity(self) -> dict[str, Tensor] | None:
@@ -154,6 +118,32 @@ class Bundle:
                 f"The bundle {self.directory} was not trained for {model} ({'; '.join(different)}). "
                 "Serve the base it was trained for, or train a bundle for this model."
             )
+        for name, part in (("reasoning_net", self.manifest.reasoning_net), ("probe", self.manifest.probe)):
+            if part and part.base_hidden_size != ours["hidden_size"]:
+                raise BundleError(
+                    f"The {name} of {self.directory} reads states of size {part.base_hidden_size}, and its base has "
+                    f"{ours['hidden_size']}."
+                )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Of the tensors in a file, from its header; raises `BundleError` for a file that is cut off, or is something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+
+
+def _check_fit(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise `BundleError` unless names and shapes of the tensors in a file are those of the network."""
+    different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if different:
+        name = different[0]
+        raise BundleError(
+            f"{path} does not fit the architecture in bundle.json: {len(different)} tensors differ, such as {name}, which is "
+            f"{found.get(name, 'missing')} and should be {wanted.get(name, 'missing')}."
+        )
 
 
 def checkpoint_directory(model: str) -> Path:

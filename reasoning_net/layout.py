@@ -6,11 +6,14 @@ explicit  [X ; explicit]                        usually nothing: the model opens
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedTokenizerBase
 
 from reasoning_net.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LATENT_TOKEN = "<|latent|>"  # what a base that is made for latents reserves for them  # noqa: S105
 
@@ -26,7 +29,7 @@ class Layout(BaseModel):
     after_latents: str = "\n</think>\n\n"
     placeholder_token_id: int | None = Field(None, ge=0, description="Never part of a client's prompt, never sampled.")
 
-    def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> "LayoutIds":
+    def token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> "LayoutIds":
         """The layouts as token ids: each piece is tokenised on its own, so that X never depends on what follows."""
         direct, explicit, before, after = (
             tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -51,13 +54,13 @@ class LayoutIds:
         return (*self.before_latents, *(self.placeholder,) * num_latents, *self.after_latents)
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise `StageError` for a base that cannot render a conversation."""
     if not tokenizer.chat_template:
         raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
 
 
-def default_layout(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Layout:
+def default_layout(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Layout:
     """The layout of a base with Qwen3's think tags, whether or not its chat template opens the first one.
 
     The placeholder is the base's own reserved token, else an id that has an embedding and no token, else a token that the

@@ -9,14 +9,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
+from reasoning_net.options import Internal, Share
 from reasoning_net.precision import autocast
 from reasoning_net.tasks import Example, Task
 
@@ -27,13 +29,16 @@ Backend = Literal["vllm", "transformers"]
 class Sampling:
     """Greedy by default. The paper samples at temperature 0.6, top-p 0.95."""
 
-    max_tokens: int = 24
-    temperature: float = 0.0
-    top_p: float = 1.0
-    copies: int = 1
+    max_tokens: PositiveInt = 24
+    """Limit on a reply."""
+    temperature: NonNegativeFloat = 0.0
+    """0: greedy."""
+    top_p: Share = 1.0
+    """Sample from the likeliest tokens of this mass."""
+    copies: Annotated[int, Internal] = 1
     """Replies per question."""
-    seed: int | None = None
-    confidence: bool = False
+    seed: Annotated[int | None, Internal] = None
+    confidence: Annotated[bool, Internal] = False
     """Also the probability of each reply's least certain token (vLLM only)."""
 
 

@@ -6,7 +6,9 @@ Training and evaluation see tasks only: the demo's generator is one, a data set 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from cyclopts import Parameter
 
 from reasoning_net.demo.conversations import conversation
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Question, Split, final_number, questions
@@ -79,11 +81,14 @@ class DemoTask:
 class TaskSpec:
     """Which questions a stage works on: `demo`, some of its families (`demo:counting,riding`), or a source of rows."""
 
-    source: str = "demo"
+    source: Annotated[str, Parameter(name="--data")] = "demo"
+    """demo, demo:FAMILY,…, a .jsonl or .parquet file, or owner/name[:config]:split on the Hugging Face hub."""
     preset: str | None = None
+    """Columns of a known data set: gsm8k, math, math-500, openr1-math, deepscaler, traces."""
     columns: str = ""
+    """question=…,answer=…,reply=…,family=…,level=… where no preset fits."""
     whole: bool = False
-    """All rows belong to whatever split is asked for."""
+    """Use every row, instead of the 80/10/10 split by the hash of the question."""
 
     def load(self) -> Task:
         """Raises `StageError` for a source that cannot be read."""

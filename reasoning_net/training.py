@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from reasoning_net.errors import StageError
 from reasoning_net.muon import Muon
+from reasoning_net.options import Share
 from reasoning_net.plots import plot_curves
 
 _MAX_BAD_STEPS = 20
@@ -24,15 +26,20 @@ _MAX_BAD_STEPS = 20
 class OptimizerConfig:
     """Muon for matrices inside the network, AdamW for embeddings, norms and everything else."""
 
-    muon_lr: float = 0.02
-    adamw_lr: float = 0.003
-    weight_decay: float = 0.01
-    warmup_steps: int = 60
+    muon_lr: PositiveFloat = 0.02
+    """Peak learning rate of matrices (Muon)."""
+    adamw_lr: PositiveFloat = 0.003
+    """Peak learning rate of everything else (AdamW)."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Of the matrices."""
+    warmup_steps: NonNegativeInt = 60
+    """Steps over which the learning rate rises to its peak."""
     schedule: Literal["linear", "cosine"] = "linear"
     """linear: a plateau, then a straight line down; cosine: down from the end of the warm-up on."""
-    anneal_share: float = 0.5
+    anneal_share: Share = 0.5
     """linear: the last share of the steps over which the learning rate falls to 1 % of its peak."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
+    """Longer gradients are cut to this norm."""
 
 
 class Optimizer:

@@ -6,34 +6,12 @@ states that feed the reasoning network, in the same engine step; those of earlie
 Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A targets, L earlier layers.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-Feature = Literal["last", "mean", "latents"]
-Output = Literal["direct", "latent", "explicit", "tokens"]
-"""P(correct) in a mode, or the expected number of tokens of explicit thinking, answer included."""
+from router.probe_config import Feature, Output, ProbeConfig
 
-
-class ProbeConfig(BaseModel):
-    """`last`: the state at the last prompt position; `mean`: over all positions; `latents`: over the first 16 latents."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base_hidden_size: int = Field(gt=0)
-    hidden_size: int = Field(128, ge=0, description="Of the MLP; 0: linear heads.")
-    features: tuple[Feature, ...] = ("last", "mean")
-    layers: tuple[int, ...] = Field(
-        (), description="Layers after which `last` and `mean` are taken, too; learned weights mix them with the final states."
-    )
-    targets: tuple[Output, ...] = ("direct", "latent", "explicit", "tokens")
-
-    def sizes(self) -> list[int]:
-        """Of what each feature brings to the input: the states of all layers, side by side."""
-        per_state = self.base_hidden_size * (1 + len(self.layers))
-        return [self.base_hidden_size if name == "latents" else per_state for name in self.features]
+__all__ = ["Feature", "Output", "Probe", "ProbeConfig"]
 
 
 class Probe(nn.Module):

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from openai import OpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import NonNegativeFloat, PositiveInt
 
 from reasoning_net.client import sentence
+from reasoning_net.options import LOCAL_SERVER, ApiKey, Url
 from router.policy import Mode
 
 
@@ -18,15 +20,21 @@ class AskError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    text: str
+    text: str = "-"
+    """The question; - or nothing reads it from standard input."""
+    _: KW_ONLY
     mode: Mode = Mode.AUTO
-    url: str = "http://127.0.0.1:8000"
+    """How to answer."""
+    url: Url = LOCAL_SERVER
     model: str | None = None
-    """Default: the server's first."""
-    api_key: str | None = None
+    """Default: the server's first model."""
+    api_key: ApiKey = field(default=None, repr=False)
     system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
+    """System prompt."""
+    max_tokens: PositiveInt | None = None
+    """Limit on generated tokens."""
+    temperature: NonNegativeFloat | None = None
+    """0: greedy. Default: the server's."""
 
     @property
     def messages(self) -> list[ChatCompletionMessageParam]:

@@ -1,51 +1,54 @@
-"""Run the server from the command line: every way it can fail to start becomes one sentence."""
+"""Run the server from the command line: every way it can fail to start becomes one sentence, as soon as it can be known."""
 
 import json
 import logging.config
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+import yaml
 
-from reasoning_net.bundle import BundleError
-from reasoning_net.rollouts import prepare_environment
-from server.settings import Settings
+from reasoning_net.errors import BundleError
+from reasoning_net.manifest import Manifest
+from server.engine.errors import ConfigurationError
+from server.settings import Settings, split_file
 
 
-def run(settings: Settings, vllm_flags: Sequence[str]) -> str | None:
-    """Serve until a signal. Returns what went wrong, or None."""
-    problem = _check_model(settings) or _check_memory(settings)
-    if problem:
-        return problem
+def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
+    """Serve until a signal. Raises an error whose message is for the user, before torch and vLLM are loaded where it can."""
+    settings = settings.completed(_read(split_file(vllm_flags)[0]))
+    _check_model(settings)
+    _check_bundle(settings)
+    _check_memory(settings)
+    from reasoning_net.rollouts import prepare_environment
+
     prepare_environment(settings.model, settings.kv_cache_gib)
     os.environ.setdefault("OTEL_SERVICE_NAME", "latentserve")
     if settings.log_format == "json":
         _log_json()
     import uvloop
 
-    from router.policy import RouterError
     from server.app import serve
-    from server.engine.errors import ConfigurationError
 
     try:
         uvloop.run(serve(settings, vllm_flags))
-    except (BundleError, ConfigurationError, RouterError) as error:
-        return str(error)
     except OSError as error:
-        if "ddress already in use" in str(error):
-            return f"port {settings.port} on {settings.host} is in use. Stop what listens there, or choose another with --port."
-        raise
+        if "ddress already in use" not in str(error):
+            raise
+        raise ConfigurationError(
+            f"port {settings.port} on {settings.host} is in use. Stop what listens there, or choose another with --port."
+        ) from error
     except KeyboardInterrupt:
-        return None
+        return
     except RuntimeError as error:
         if "Engine core initialization failed" not in str(error):
             raise
-        return (
-            "the engine could not start: its own error is above. If it ran out of memory, lower "
-            "LATENTSERVE_KV_CACHE_GIB (CPU), --gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
-        )
-    return None
+        raise ConfigurationError(
+            "the engine could not start: its own error is above. If it ran out of memory, lower --kv-cache-gib (CPU), "
+            "--gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
+        ) from error
 
 
 def _log_json() -> None:
@@ -55,21 +58,47 @@ def _log_json() -> None:
     logging.config.dictConfig(json.loads(Path(config).read_text()))
 
 
-def _check_model(settings: Settings) -> str | None:
+def _read(file: Path | None) -> dict[str, Any]:
+    """What vLLM's `--config` file says."""
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"--config {file} cannot be read: {error}.") from error
+    if file.suffix not in (".yaml", ".yml") or not isinstance(content, dict):
+        raise ConfigurationError(f"--config {file} must be a YAML file (.yaml) of flags, such as `max-model-len: 2048`.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _check_model(settings: Settings) -> None:
     path = settings.model
     looks_like_path = path.startswith((".", "/", "~")) or os.path.exists(path)
     if looks_like_path and not os.path.isfile(os.path.join(path, "config.json")):
-        return f"there is no model in {path}: a checkpoint directory has a config.json. Name one, or an id, with --model."
-    return None
+        raise ConfigurationError(
+            f"there is no model in {path}: a checkpoint directory has a config.json. Name one, or an id, with --model."
+        )
 
 
-def _check_memory(settings: Settings) -> str | None:
+def _check_bundle(settings: Settings) -> None:
+    """What can be said from bundle.json alone."""
+    manifest = Manifest.read(settings.bundle_directory) if settings.bundle_directory else None
+    settings.router(manifest)
+    if settings.num_latent_tokens is not None:
+        if manifest is None or manifest.reasoning_net is None:
+            raise ConfigurationError("--num-latent-tokens is for latents, and there is no bundle with a network: see --bundle.")
+        try:
+            manifest.check_num_latents(settings.num_latent_tokens, "--num-latent-tokens")
+        except ValueError as error:
+            raise BundleError(f"{error}.") from error
+
+
+def _check_memory(settings: Settings) -> None:
     if settings.device != "cpu":
-        return None  # vLLM measures a GPU itself
+        return  # vLLM measures a GPU itself
     free_gib = psutil.virtual_memory().available / 2**30
-    if settings.kv_cache_gib < free_gib:
-        return None
-    return (
-        f"the KV cache is to take {settings.kv_cache_gib} GiB, but only {free_gib:.1f} GiB of memory are free. "
-        "Set LATENTSERVE_KV_CACHE_GIB lower, or stop what uses the memory."
-    )
+    if settings.kv_cache_gib >= free_gib:
+        raise ConfigurationError(
+            f"the KV cache is to take {settings.kv_cache_gib} GiB, but only {free_gib:.1f} GiB of memory are free. "
+            "Set --kv-cache-gib lower, or stop what uses the memory."
+        )

@@ -1,15 +1,24 @@
-"""Our settings: `latentserve serve` flags, or environment variables with the prefix LATENTSERVE_. All else is vLLM's."""
+"""Our settings: `latentserve serve` flags, environment variables with the prefix LATENTSERVE_, or lines of a `--config` file.
 
+All else is vLLM's. Flags come before the environment, that before the file, and the file before the defaults.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
+from reasoning_net.manifest import Manifest
+from reasoning_net.options import HOST, PORT
+from router.policies.named import Name
 from router.policy import Mode
+from router.router import Router
 
-DEMO = Path(__file__).resolve().parent.parent / "reasoning_net" / "demo" / "weights"
-DEMO_MODEL, DEMO_BUNDLE = DEMO / "base", DEMO / "bundle"
+__all__ = ["DEMO_BUNDLE", "DEMO_MODEL", "OUR_FLAGS", "Settings", "split_file"]
 
 
 class Settings(BaseSettings):
@@ -17,14 +26,16 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LATENTSERVE_", env_ignore_empty=True, frozen=True, extra="forbid")
 
-    model: str = Field(str(DEMO_MODEL), description="Checkpoint directory or Hugging Face id; the embedded demo by default.")
+    model: Annotated[str, Parameter(show_default=False)] = Field(
+        str(DEMO_MODEL), description="Checkpoint directory or Hugging Face id; the embedded demo by default."
+    )
     bundle: str | None = Field(None, description="Bundle directory; the demo's own for the demo, else none.")
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    device: Literal["cpu", "cuda"] = "cpu"
-    default_mode: Mode = Field(Mode.AUTO, description="For requests that say nothing about their mode.")
+    host: str = Field(HOST, description="Address to listen on.")
+    port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
+    default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
     num_latent_tokens: int | None = Field(None, gt=0, description="Latents per question; the bundle's own number by default.")
-    policy: str | None = Field(None, description="Of mode auto, by name; utility with a calibrated probe, else entropy.")
+    policy: Name | None = Field(None, description="Of mode auto; utility with a calibrated probe, else entropy.")
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
     decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")
@@ -53,3 +64,31 @@ class Settings(BaseSettings):
         if self.bundle:
             return Path(self.bundle)
         return DEMO_BUNDLE if self.is_demo else None
+
+    def completed(self, file: Mapping[str, Any]) -> "Settings":
+        """With the lines of a `--config` file that are ours, where neither a flag nor the environment says otherwise."""
+        ours = {name: value for key, value in file.items() if (name := key.replace("-", "_")) in type(self).model_fields}
+        return Settings(**(ours | self.model_dump(exclude_unset=True)))
+
+    def router(self, manifest: Manifest | None) -> Router:
+        """Raises `RouterError` for a policy that this bundle cannot have."""
+        return Router(
+            manifest.calibration if manifest else None,
+            policy=self.policy,
+            entropy_threshold=self.entropy_threshold,
+            has_entropy=manifest is None or (manifest.probe is None and manifest.reasoning_net is None),
+        )
+
+
+OUR_FLAGS = frozenset(f"--{name.replace('_', '-')}" for name in Settings.model_fields)
+
+
+def split_file(flags: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--config` names, and the other flags."""
+    rest = list(flags)
+    for index, flag in enumerate(flags):
+        name, has_value, value = flag.partition("=")
+        if name == "--config":
+            del rest[index : index + (1 if has_value else 2)]
+            return Path(value if has_value else "".join(flags[index + 1 : index + 2])), rest
+    return None, rest

@@ -12,13 +12,18 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
+from pydantic import PositiveInt
 from tqdm import tqdm
 
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.options import LayoutFile, Model, Questions, Share, commas
 from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.traces import Trace, read_traces
@@ -28,19 +33,24 @@ from reasoning_net.tasks import TaskSpec
 _BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrajectoryConfig:
-    model: str
     traces: Path
+    """traces.jsonl of `train traces`."""
     output: Path
-    task: TaskSpec
-    """How answers are checked."""
-    n: int = 500
-    rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-    seeds: int = 3
-    max_tokens: int = 24
-    layout: Path | None = None
-    seed: int = 0
+    """Directory of trajectory.json and trajectory.png."""
+    model: Model = str(DEMO_MODEL)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    n: PositiveInt = 500
+    """Chains."""
+    rates: Annotated[tuple[Share, ...], commas(float)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    """Shares that are dropped."""
+    seeds: PositiveInt = 3
+    """Draws of what is dropped."""
+    max_tokens: PositiveInt = 24
+    """Limit on an answer."""
+    layout: LayoutFile = None
+    seed: Annotated[int, Parameter(help="Of the draws.")] = 0
 
 
 Drop = Callable[[str, float, random.Random], str]

@@ -10,8 +10,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from cyclopts import Parameter
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -20,6 +23,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from reasoning_net.demo.conversations import conversation
 from reasoning_net.demo.questions import MAX_STEPS
 from reasoning_net.demo.tokenizer import train_tokenizer
+from reasoning_net.options import Optimiser, Seed, Share
 from reasoning_net.precision import autocast
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, compiled
 
@@ -30,18 +34,23 @@ THINK, END_THINK = "<think>\n", "\n</think>\n\n"
 @dataclass(frozen=True, slots=True)
 class BaseConfig:
     output: Path
-    steps: int = 2200
-    batch_tokens: int = 8000
-    direct_share: float = 0.2
-    """The share of conversations that are answered directly, without a chain."""
-    direct_weight: float = 2.0
+    """Where the checkpoint goes; a run found there is resumed."""
+    steps: PositiveInt = 2200
+    """Optimiser steps."""
+    batch_tokens: PositiveInt = 8000
+    """Tokens a batch."""
+    direct_share: Share = 0.2
+    """Share of conversations answered without a chain."""
+    direct_weight: NonNegativeFloat = 2.0
     """Weight of a directly given reply's tokens: there are few of them, and nothing of the chain to lean on."""
-    start: Path | None = None
-    """A checkpoint to go on from, instead of from scratch."""
-    seed: int = 0
-    hidden_size: int = 192
-    num_layers: int = 6
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    start: Annotated[Path | None, Parameter(name="--from")] = None
+    """Go on from this checkpoint instead of from scratch."""
+    seed: Seed = 0
+    hidden_size: PositiveInt = 192
+    """Width of the model."""
+    num_layers: PositiveInt = 6
+    """Depth of the model."""
+    optimizer: Annotated[OptimizerConfig, Optimiser] = field(default_factory=OptimizerConfig)
 
 
 @dataclass(frozen=True, slots=True)

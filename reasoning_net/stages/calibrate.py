@@ -12,13 +12,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import PositiveInt
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.client import connected, gather
 from reasoning_net.errors import StageError
+from reasoning_net.options import SERVER, Flat, Questions
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Calibration, Confidence, Point, Target, choose
 from router.curves import prices
@@ -30,13 +32,15 @@ from router.policy import Limits, Mode
 @dataclass(frozen=True, slots=True)
 class CalibrateConfig:
     bundle: Path
-    target: Target
-    url: str | None = None
-    """A server of the bundle's base: where seconds are measured."""
-    n: int = 48
+    """With a probe; gets the setting."""
+    target: Annotated[Target, Flat]
+    url: Annotated[str | None, SERVER] = None
+    """A running server of this base, where seconds are measured."""
+    n: PositiveInt = 48
     """Questions in each mode for that."""
-    concurrency: int = 8
-    task: TaskSpec = field(default_factory=TaskSpec)
+    concurrency: PositiveInt = 8
+    """Requests at once while seconds are measured."""
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
 
 
 def main(config: CalibrateConfig) -> dict[str, Any]:

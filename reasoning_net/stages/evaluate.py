@@ -12,12 +12,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from cyclopts import Parameter
+from pydantic import NonNegativeFloat, PositiveInt
 
 from reasoning_net.analysis.trajectory import mean_and_error
 from reasoning_net.bundle import Bundle
 from reasoning_net.client import Server, connected, gather
 from reasoning_net.errors import StageError
+from reasoning_net.options import LOCAL_SERVER, Questions, Share, Url, commas
 from reasoning_net.plots import plot_lines
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -69,23 +73,30 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    url: str
-    arms: tuple[Arm, ...]
-    task: TaskSpec = field(default_factory=TaskSpec)
-    n: int = 600
+    url: Url = LOCAL_SERVER
+    arms: Annotated[tuple[Arm, ...], Parameter(name="--modes"), commas(Arm.parse)] = tuple(map(Arm, _MODES))
+    """Comma-separated; latent:64 sets the number of latents, explicit:128 the thinking budget."""
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    n: PositiveInt = 600
+    """Held-out questions."""
     seed: int = 2026
-    """Of the questions."""
-    seeds: int = 1
-    """Sampling runs."""
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int | None = None
-    concurrency: int = 64
+    """Seed of the questions."""
+    seeds: PositiveInt = 1
+    """Sampling runs, for the standard error."""
+    samples: PositiveInt = 1
+    """Answers per question (k of pass@k)."""
+    temperature: NonNegativeFloat = 0.0
+    """0: greedy. The paper: 0.6."""
+    top_p: Share = 1.0
+    """The paper: 0.95."""
+    max_tokens: PositiveInt | None = None
+    """Limit on generated tokens."""
+    concurrency: PositiveInt = 64
+    """Requests at once."""
     output: Path | None = None
-    """Directory for the records, the summary and the plots."""
-    bundle: Path | None = None
-    """A bundle that gets the summary into its `scores`."""
+    """Directory for records, summary and plots."""
+    bundle: Annotated[Path | None, Parameter(name="--record")] = None
+    """A bundle that gets the summary into its scores."""
 
 
 async def main(config: EvalConfig) -> str:

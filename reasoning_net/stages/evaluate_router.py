@@ -13,13 +13,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import PositiveInt
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.client import Server, connected, gather
+from reasoning_net.demo import DEMO_BUNDLE
 from reasoning_net.errors import StageError
+from reasoning_net.options import LOCAL_SERVER, Questions, Share, Url, commas
 from reasoning_net.plots import plot_lines
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -30,17 +33,22 @@ from router.outcomes import Outcome
 from router.policy import Limits, Mode, Scores
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterEvalConfig:
-    bundle: Path
-    url: str
     output: Path
-    task: TaskSpec = field(default_factory=TaskSpec)
-    n: int = 1000
+    """Directory for the tables, figures and plots."""
+    bundle: Path = DEMO_BUNDLE
+    """The bundle that the server serves."""
+    url: Url = LOCAL_SERVER
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    n: PositiveInt = 1000
+    """Held-out questions."""
     seed: int = 31
-    shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
+    """Seed of the questions."""
+    shares: Annotated[tuple[Share, ...], commas(float)] = (0.1, 0.2, 0.3, 0.5)
     """Explicit shares that mode auto is asked for, beside its default."""
-    concurrency: int = 32
+    concurrency: PositiveInt = 32
+    """Requests at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from reasoning_net.bundle import Bundle
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.plots import Points, plot_lines
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.calibrate import calibrate
@@ -33,31 +36,35 @@ from router.policy import Mode, Scores
 from router.probe import Feature, Probe
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    model: str
     bundle: Path
-    """Gets the probe, the calibration and `reliability.png`."""
-    task: TaskSpec = field(default_factory=TaskSpec)
-    n: int = 8000
+    """Gets the probe, the calibration and reliability.png; made by `latentserve bundle`."""
+    model: Model = str(DEMO_MODEL)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    n: PositiveInt = 8000
     """Validation questions; a quarter of them are held out, calibrate the router and give the figures."""
-    explicit_questions: int = 1000
+    explicit_questions: NonNegativeInt = 1000
     """Of the others, as many are answered explicitly as well, once; the held-out ones all are."""
-    samples: int = 4
+    samples: PositiveInt = 4
     """Direct and latent answers per question."""
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_loss: float = 0.01
+    temperature: NonNegativeFloat = 0.6
+    """Of the answers; 0: one greedy answer each."""
+    top_p: Share = 0.95
+    """Sample from the likeliest tokens of this mass."""
+    max_loss: Share = 0.01
     """Accuracy that auto may lose against explicit, until `router calibrate` sets another target."""
-    max_reply_tokens: int = 24
-    max_thinking_tokens: int = 1024
-    hidden_size: int = 128
+    max_reply_tokens: PositiveInt = 24
+    """Limit on an answer without thinking."""
+    max_thinking_tokens: PositiveInt = 1024
+    """Limit on thinking and answer."""
+    hidden_size: NonNegativeInt = 128
     """Of the probe; 0: linear heads."""
-    features: tuple[Feature, ...] = ()
-    """What the probe reads; empty: the last final state, and the latents where there is a network, else the mean state."""
-    layers: tuple[int, ...] = ()
-    """Earlier layers whose states it reads as well."""
-    seed: int = 1
+    features: Annotated[tuple[Feature, ...], commas(str)] = ()
+    """What the probe reads, of last, mean, latents; by default last, and latents where there is a network, else mean."""
+    layers: Annotated[tuple[PositiveInt, ...], commas(int)] = ()
+    """Earlier layers whose states join last and mean, such as 2,4."""
+    seed: Seed = 1
 
 
 def main(config: FitConfig) -> dict[str, Any]:

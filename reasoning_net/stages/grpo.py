@@ -14,14 +14,19 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from cyclopts import Parameter
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
+from reasoning_net.options import Flat, Model, Optimiser, Questions, Seed, Share, commas
 from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, start, think
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
@@ -31,39 +36,66 @@ from reasoning_net.training import Optimizer, OptimizerConfig, Run
 
 
 @dataclass(frozen=True, slots=True)
+class GrpoSampling(Sampling):
+    """Of the rollouts."""
+
+    max_tokens: PositiveInt = 24
+    """Limit on a rollout. The paper: 2048."""
+    temperature: NonNegativeFloat = 0.6
+    """Of the rollouts."""
+    top_p: Share = 0.95
+    copies: Annotated[int, Field(ge=2), Parameter(name="--rollouts", parse=True)] = 8
+    """Rollouts per question (K)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoOptimizer(OptimizerConfig):
+    """Small steps: the network can already answer."""
+
+    muon_lr: PositiveFloat = 1e-3
+    adamw_lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 5
+    schedule: Literal["linear", "cosine"] = "cosine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoConfig:
     """Defaults as in the paper, but for sizes that suit the demo; the paper does not state ε."""
 
-    model: str
     init: Path
-    """Output of `train sft`: where φ starts, and the reference of the KL term."""
+    """Output of `train sft`: where to start, and the reference of the KL term."""
     output: Path
-    task: TaskSpec = field(default_factory=TaskSpec)
-    steps: int = 100
-    questions: int = 64
+    """Where the network goes; a run found there is resumed."""
+    model: Model = str(DEMO_MODEL)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    steps: PositiveInt = 100
+    """Steps, each on fresh rollouts."""
+    questions: PositiveInt = 64
     """Questions a step (Q). The paper: 1,024."""
-    num_latents: int = 16
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=24, temperature=0.6, top_p=0.95, copies=8))
-    inner_steps: int = 1
+    num_latents: PositiveInt = 16
+    """Latents per question."""
+    sampling: Annotated[GrpoSampling, Flat] = field(default_factory=GrpoSampling)
+    inner_steps: PositiveInt = 1
     """Updates per batch of rollouts."""
-    micro_batch: int = 64
+    micro_batch: PositiveInt = 64
     """Questions whose gradients are computed together."""
-    clip: float = 0.2
-    clip_high: float | None = None
-    """Upper clip where it differs (clip-higher, as in DAPO)."""
-    kl_weight: float = 2e-3
-    """0: no reference is computed, a fifth faster."""
-    shapings: tuple[str, ...] = ()
+    clip: PositiveFloat = 0.2
+    """ε of the clipped ratio."""
+    clip_high: PositiveFloat | None = None
+    """Upper ε where it differs (clip-higher, as in DAPO)."""
+    kl_weight: NonNegativeFloat = 2e-3
+    """β of the KL to the stage-1 network; 0: no reference is computed, a fifth faster."""
+    shapings: Annotated[tuple[str, ...], Parameter(name="--shaping"), commas(str)] = ()
+    """seed (SEED-GRPO), d3s (down-sampling of rollouts), or both with a comma."""
     backend: Backend = "vllm"
-    evaluate_every: int = 25
-    evaluate_on: int = 300
+    """Where rollouts run: vllm, or transformers as the reference."""
+    evaluate_every: PositiveInt = 25
+    """Steps between two looks at validation questions."""
+    evaluate_on: NonNegativeInt = 300
     """Validation questions, answered greedily; 0: none."""
-    seed: int = 0
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            muon_lr=1e-3, adamw_lr=1e-4, warmup_steps=5, schedule="cosine", weight_decay=0.0
-        )
-    )
+    seed: Seed = 0
+    optimizer: Annotated[GrpoOptimizer, Optimiser] = field(default_factory=GrpoOptimizer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,49 @@
 `latentserve router fit` adds a probe. Each part is optional: a bundle without a network still routes.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from reasoning_net.bundle import Bundle, Manifest, fingerprint
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
+from reasoning_net.options import LayoutFile, Model
+from reasoning_net.stages.sft import load_net
 
 PARITY_LATENTS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackConfig:
+    output: Path
+    """Where the bundle goes."""
+    model: Model = str(DEMO_MODEL)
+    net: Path | None = None
+    """Output of `train sft` or `train grpo`; without it a bundle for routing alone."""
+    num_latent_tokens: PositiveInt = 16
+    """Latents per question in serving."""
+    layout: LayoutFile = None
+    reasoning_parser: str = "qwen3"
+    """vLLM's reasoning parser for the base."""
+    trained_on: str = "demo"
+    """A note for whoever reads bundle.json."""
+
+
+def main(config: PackConfig) -> Bundle:
+    """Pack what the files say."""
+    net, layout = load_net(config.net) if config.net else (None, FrozenBase(config.model).layout(config.layout))
+    return pack(
+        config.model, config.output, layout, net=net, num_latent_tokens=config.num_latent_tokens,
+        reasoning_parser=config.reasoning_parser, trained_on=config.trained_on,
+    )  # fmt: skip
+
+
 _PARITY_MESSAGES = [{"role": "user", "content": "Tom has 7 pens. In January, he buys 2 pens. How many pens does Tom have now?"}]
 
 

@@ -8,14 +8,17 @@ Right and wrong are not known of live traffic: accuracy and tokens are the probe
 import json
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from reasoning_net.bundle import Bundle
+from reasoning_net.demo import DEMO_BUNDLE
 from reasoning_net.errors import StageError
-from router.calibration import Calibration
+from reasoning_net.options import Flat
+from router.calibration import Calibration, Target
 from router.outcomes import Outcome, Spent, apply
+from router.policies.named import Name
 from router.policy import Limits, Mode, Policy, Scores
 from router.router import Options, Router
 
@@ -23,8 +26,17 @@ from router.router import Options, Router
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
     log: Path
-    bundle: Path
-    options: Options
+    """Decision log of a server (LATENTSERVE_DECISION_LOG)."""
+    _: KW_ONLY
+    bundle: Path = DEMO_BUNDLE
+    """The bundle that it served."""
+    policy: Name | None = None
+    """Default: utility."""
+    target: Annotated[Target | None, Flat] = None
+
+    @property
+    def options(self) -> Options:
+        return Options(policy=self.policy, **(self.target.model_dump() if self.target else {}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -24,10 +25,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from reasoning_net.config import Conditioner, ReasoningNetConfig
 from reasoning_net.curriculum import POOL_BATCHES, Batches, Curriculum, Sample
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout, LayoutIds
 from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
+from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share
 from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.tasks import TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, compiled
@@ -37,51 +40,64 @@ NESTED_SIZES = (16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
+class SftOptimizer(OptimizerConfig):
+    """Lower peaks than the base's own training."""
+
+    muon_lr: PositiveFloat = 0.015
+    adamw_lr: PositiveFloat = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
     """The defaults train the demo's network; `deploy/train.sh` has those for a model like Qwen3-1.7B."""
 
-    model: str
     output: Path
-    task: TaskSpec = field(default_factory=TaskSpec)
-    layout: Path | None = None
-    """The prompt layout as JSON, where it does not follow from the base's tokenizer and chat template."""
-    steps: int = 4000
-    batch_size: int = 64
-    accumulate: int = 1
+    """Where the network goes; a run found there is resumed."""
+    model: Model = str(DEMO_MODEL)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    layout: LayoutFile = None
+    steps: PositiveInt = 4000
+    """Optimiser steps."""
+    batch_size: PositiveInt = 64
+    """Questions a batch."""
+    accumulate: PositiveInt = 1
     """Batches a step: as many gradients are added up before an update."""
-    num_latents: int = 16
+    num_latents: PositiveInt = 16
     """Latents per question until the nested part of the run."""
-    max_latents: int = 256
-    nested_from: float = 0.4
-    """From this share of the steps on, half of the batches draw their number of latents from `NESTED_SIZES`."""
+    max_latents: PositiveInt = 256
+    """The most latents that the network can compute."""
+    nested_from: Share = 0.4
+    """Share of the steps after which half of the batches draw their number of latents."""
     conditioner: Conditioner = "all+embeddings"
+    """What the network reads. last: the final position, as in the paper; all; all+embeddings."""
     backbone: str | None = None
-    """A pre-trained Qwen3 to start from; without it a fresh one of this size:"""
-    hidden_size: int = 160
-    num_layers: int = 6
-    milestone_weight: float = 0.5
-    milestones_until: float = 0.6
-    """Weight of the auxiliary loss on the chain's intermediate results, and the share of the steps that it is used for."""
-    start_level: int = 2
-    next_level_nll: float = 0.5
+    """Pre-trained Qwen3 to start from (Qwen3-Embedding-0.6B in the paper), by path or id."""
+    hidden_size: PositiveInt = 160
+    """Width of a fresh network."""
+    num_layers: PositiveInt = 6
+    """Depth of a fresh network."""
+    milestone_weight: NonNegativeFloat = 0.5
+    """Of the auxiliary loss on the chain's intermediate results."""
+    milestones_until: Share = 0.6
+    """Share of the steps that it is used for."""
+    start_level: PositiveInt = 2
+    """The hardest level that is open at the start."""
+    next_level_nll: NonNegativeFloat = 0.5
     """The next level opens when the mean NLL (nats per reply) at the hardest open one is below this."""
-    all_levels_by: float = 0.5
+    all_levels_by: Share = 0.5
     """By this share of the steps every level is open, however likely its replies are."""
-    max_prompt_tokens: int = 1024
-    max_reply_tokens: int = 512
-    """Longer examples are left out, and counted."""
-    average_decay: float = 0.0
-    """Of an exponential moving average of the weights, which is then what is saved; 0: none."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Longer questions are left out, and counted."""
+    max_reply_tokens: PositiveInt = 512
+    """Longer replies are left out, and counted."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Save an exponential moving average with this decay; 0: off."""
     checkpointing: bool = False
-    """Recompute the base's activations in the backward pass, for memory."""
-    save_every: int = 200
-    """Steps between two checkpoints. A multiple of `POOL_BATCHES`, so that a resumed run draws the same batches."""
-    seed: int = 0
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(muon_lr=0.015, adamw_lr=0.002))
-
-    def __post_init__(self) -> None:
-        if self.save_every % POOL_BATCHES:
-            raise StageError(f"Checkpoints come every multiple of {POOL_BATCHES} steps, not every {self.save_every}.")
+    """Recompute the base's activations: less memory, more time."""
+    save_every: Annotated[int, Field(gt=0, multiple_of=POOL_BATCHES)] = 200
+    """Steps between two checkpoints; a multiple of 8, so that a resumed run draws the same batches."""
+    seed: Seed = 0
+    optimizer: Annotated[SftOptimizer, Optimiser] = field(default_factory=SftOptimizer)
 
 
 def new_network(config: SftConfig, base: FrozenBase) -> ReasoningNet:

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PositiveInt
 
 from reasoning_net.config import Conditioner
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.options import Flat, Internal, commas
 from reasoning_net.rollouts import TransformersRollouts, greedy_accuracy
 from reasoning_net.stages import grpo, sft
 from reasoning_net.tables import table
@@ -23,15 +26,32 @@ from reasoning_net.tasks import Task
 from reasoning_net.training import seconds_trained
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSft(sft.SftConfig):
+    output: Path
+    """Directory of the variants; finished ones are kept."""
+    steps: PositiveInt = 600
+    """SFT steps of each variant."""
+    batch_size: PositiveInt = 64
+    """Questions a batch with the fewest latents; with more there are fewer."""
+    # What each variant has of its own.
+    num_latents: Annotated[int, Internal] = 16
+    max_latents: Annotated[int, Internal] = 256
+    nested_from: Annotated[float, Internal] = 1.0
+    conditioner: Annotated[Conditioner, Internal] = "all+embeddings"
+
+
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    first: sft.SftConfig
+    first: Annotated[SweepSft, Flat]
     """The recipe; its output is the sweep's directory."""
-    second: grpo.GrpoConfig | None = None
+    second: Annotated[grpo.GrpoConfig | None, Internal] = None
     """Second stage of every variant; its paths follow from the variant's."""
-    num_latents: tuple[int, ...] = (64, 128, 256, 512)
-    conditioners: tuple[Conditioner, ...] = ("all+embeddings",)
-    test_on: int = 1000
+    num_latents: Annotated[tuple[PositiveInt, ...], commas(int)] = (64, 128, 256, 512)
+    """Comma-separated numbers of latents."""
+    conditioners: Annotated[tuple[Conditioner, ...], commas(str)] = ("all+embeddings",)
+    """Comma-separated."""
+    test_on: PositiveInt = 1000
     """Test questions, answered greedily."""
 
 

@@ -8,16 +8,19 @@ of as many questions a file, in the same order. An interrupted run goes on behin
 
 import itertools
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import PositiveInt
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.demo.questions import Split
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.tasks import Example, Task, TaskSpec
 
@@ -25,18 +28,27 @@ END_OF_THINKING = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
+class TracesSampling(Sampling):
+    max_tokens: PositiveInt = 1024
+    """Limit on thinking and answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TracesConfig:
-    model: str
     output: Path
-    task: TaskSpec = field(default_factory=TaskSpec)
+    """Directory of traces.jsonl and hidden_states/; a run found there goes on."""
+    model: Model = str(DEMO_MODEL)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
     split: Split = "train"
-    n: int = 1000
+    """Of the questions."""
+    n: PositiveInt = 1000
     """Questions; fewer where the data has fewer."""
-    batch_size: int = 256
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=1024))
-    layout: Path | None = None
-    device: str = "cpu"
-    seed: int = 0
+    batch_size: PositiveInt = 256
+    """Questions between two saves."""
+    sampling: Annotated[TracesSampling, Flat] = field(default_factory=TracesSampling)
+    layout: LayoutFile = None
+    device: Annotated[str, Internal] = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,8 @@ def main(config: TracesConfig) -> dict[str, Any]:
             for at in range(done, len(examples), config.batch_size):
                 batch = examples[at : at + config.batch_size]
                 prompts = [base.prompt_ids(example.messages) for example in batch]
-                replies = engine.from_tokens([[*prompt, *layout.explicit] for prompt in prompts], config.sampling)
+                sampling = replace(config.sampling, seed=config.seed)
+                replies = engine.from_tokens([[*prompt, *layout.explicit] for prompt in prompts], sampling)
                 last = torch.cat([base.read([prompt]).hidden_states[:, -1] for prompt in prompts])  # (B, d)
                 save_file({"last": last.float()}, states / f"{at // config.batch_size:05}.safetensors")
                 traces = [_trace(example, reply, task) for example, (reply, *_) in zip(batch, replies, strict=True)]

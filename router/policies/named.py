@@ -1,5 +1,7 @@
 """Policies by the names that settings, requests and commands use."""
 
+from typing import Literal, get_args
+
 from router.calibration import Calibration
 from router.policies.always import Always
 from router.policies.diffadapt import DiffAdapt
@@ -7,7 +9,8 @@ from router.policies.entropy import Entropy
 from router.policies.utility import Utility
 from router.policy import Mode, Policy, RouterError
 
-NAMES = ("utility", "diffadapt", "entropy", "always-direct", "always-latent", "always-explicit")
+Name = Literal["utility", "diffadapt", "entropy", "always-direct", "always-latent", "always-explicit"]
+NAMES = get_args(Name)
 
 
 def make(name: str, calibration: Calibration | None, price: float | None = None, entropy_threshold: float = 0.5) -> Policy:

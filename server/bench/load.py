@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from pydantic import PositiveInt
+
 from reasoning_net.errors import StageError
 from reasoning_net.stages.evaluate import Arm
 
@@ -93,8 +95,10 @@ def _mix(text: str) -> Mix:
 class Lengths:
     """Answers of fixed lengths, for weights that know no end: how long they are is then no part of what is measured."""
 
-    answer_tokens: int
-    thinking_tokens: int
+    answer_tokens: PositiveInt = 32
+    """Length of an answer of random weights."""
+    thinking_tokens: PositiveInt = 256
+    """Length of their thinking, in explicit mode."""
 
     def limit(self, arm: Arm | None) -> dict[str, Any]:
         """Fields of a request. A server without our modes thinks in text."""

@@ -24,39 +24,69 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+from cyclopts import Parameter
+from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from reasoning_net.errors import StageError
+from reasoning_net.options import LOCAL_SERVER, SERVER, ApiKey, Flat, Questions, Url
 from reasoning_net.stages.evaluate import Arm
 from reasoning_net.tasks import TaskSpec
 from server.bench.client import ServerGoneError, complete
 from server.bench.figures import Request, failures, markdown, write
-from server.bench.load import COMPARED, Lengths, Load, Mix, arrivals
+from server.bench.load import COMPARED, Lengths, Load, Mix, arrivals, load_points, mixes
 
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    url: str
-    arms: tuple[Mix, ...]
-    loads: tuple[Load, ...]
-    compare: str | None = None
-    """A second server without our modes (plain `vllm serve`): it answers as it does, compared with explicit mode."""
-    task: TaskSpec = field(default_factory=TaskSpec)
-    requests: int = 192
-    rounds: int = 3
-    warmup: int = 8
-    seed: int = 1
-    max_tokens: int | None = None
+    url: Url = LOCAL_SERVER
+    compare: Annotated[str | None, SERVER] = None
+    """A plain vLLM server of the same model, to compare explicit mode with."""
     random_weights: str | None = None
-    """Instead of `url`: the shape of a model to serve with random weights."""
-    lengths: Lengths | None = None
-    """Of their answers."""
-    serve_flags: str = ""
+    """Instead of --url: serve random weights of a named shape, such as qwen3-0.6b."""
+    concurrency: str | None = None
+    """Closed loops: so many requests at once. Default, without --rate: 1,64."""
+    rate: str = ""
+    """Open loops: Poisson arrivals, so many a second, such as 4,8,16."""
+    modes: str = "direct,latent,explicit"
+    """As in eval: latent:64 and explicit:128 set a number."""
+    mix: str = ""
+    """One more arm, each request in a mode by chance: latent:0.7,explicit:0.3."""
+    requests: PositiveInt = 192
+    """Of a mode, round and load point; at concurrency 1 an eighth of them."""
+    rounds: PositiveInt = 3
+    """Rounds; the modes take turns in each."""
+    warmup: NonNegativeInt = 8
+    """Requests of a mode that come first and are not counted."""
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    seed: int = 1
+    """Seed of the questions, the arrivals and the mix."""
+    max_tokens: PositiveInt | None = None
+    """Limit on generated tokens."""
+    random_lengths: Annotated[Lengths, Flat] = field(default_factory=Lengths)
+    serve_flags: Annotated[str, Parameter(allow_leading_hyphen=True)] = ""
+    """More flags for the server with random weights, in one string."""
+    api_key: ApiKey = field(default=None, repr=False)
     output: Path | None = None
-    api_key: str | None = field(default=None, repr=False)
+    """Directory for bench.json, bench.md, the requests and plots."""
+
+    @property
+    def arms(self) -> tuple[Mix, ...]:
+        """Raises `StageError`."""
+        return mixes(self.modes, self.mix)
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Raises `StageError`."""
+        return load_points("1,64" if self.concurrency is None and not self.rate else self.concurrency or "", self.rate)
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """Of the answers of random weights, which know no end."""
+        return self.random_lengths if self.random_weights else None
 
     def limit(self, mode: Arm | None) -> dict[str, Any]:
         if self.lengths:
@@ -179,6 +209,10 @@ class Bench:
 
 def main(config: BenchConfig) -> tuple[str, str | None]:
     """The tables, and what went wrong: a run that is cut short keeps what it has measured."""
+    if config.random_weights and (config.url != LOCAL_SERVER or config.max_tokens):
+        raise StageError(
+            "--random-weights serves its own model with answers of a fixed length: without --url and --max-tokens."
+        )
     if not config.arms or not config.loads:
         raise StageError("Nothing to measure: name --modes or a --mix, and --concurrency or --rate.")
     if config.output:
@@ -192,9 +226,8 @@ def main(config: BenchConfig) -> tuple[str, str | None]:
         raise StageError("With random weights auto decides by chance: name other --modes.")
     from server.bench import random_weights  # torch
 
-    assert config.lengths is not None
     at_once = max((int(load.value) for load in config.loads if load.loop == "closed"), default=64)
-    reply_tokens = config.lengths.answer_tokens + config.lengths.thinking_tokens
+    reply_tokens = config.random_lengths.answer_tokens + config.random_lengths.thinking_tokens
     try:
         with (
             TemporaryDirectory(prefix="latentserve-bench-") as directory,

@@ -1,8 +1,11 @@
 """Start vLLM with our engine: its flags, and the defaults that hybrid reasoning needs."""
 
+import difflib
+import re
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 from transformers import AutoTokenizer
 from vllm.config import VllmConfig
@@ -12,11 +15,10 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
-from router.router import Router
 from server.engine.errors import ConfigurationError
 from server.engine.seam import HybridEngine
 from server.observe.metrics import Metrics
-from server.settings import Settings
+from server.settings import OUR_FLAGS, Settings, split_file
 
 try:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -26,14 +28,45 @@ except ModuleNotFoundError:  # vLLM 0.33 moved it
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
 
 
+class _Parser(FlexibleArgumentParser):
+    """vLLM's flags. What it does not know is one sentence, instead of vLLM's whole usage; what is ours is no flag of its."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = f"{message[:1].upper()}{message[1:]}."
+        if (unknown := re.match(r"unrecognized arguments: (\S+)", message)) is not None:
+            flag, known = unknown[1].split("=")[0], [*self._option_string_actions, *OUR_FLAGS]
+            near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
+            sentence = f"There is no flag {flag}." + (f" Did you mean {near[0]}?" if near else "")
+        raise ConfigurationError(f"{sentence} `latentserve serve --help` lists our flags, `vllm serve --help=all` vLLM's.")
+
+    def load_config_file(self, file_path: str) -> list[str]:
+        ours, mine = False, []
+        for word in super().load_config_file(file_path):
+            if word.startswith("--"):
+                ours = word.replace("_", "-") in OUR_FLAGS
+            if not ours:
+                mine.append(word)
+        return mine
+
+
+def _given(flags: Sequence[str]) -> set[str]:
+    names = {flag.split("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+    return names | {"--" + name.removeprefix("--no-") for name in names}
+
+
 def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | None) -> Namespace:
-    """vLLM's own flags on top of our defaults; a flag that the user gives wins."""
+    """vLLM's own flags. Those that the user gives win over those in the user's `--config` file, and both over our defaults."""
+    parser = make_arg_parser(_Parser(prog="latentserve serve"))
+    file, flags = split_file(flags)
+    if file:
+        flags = [*parser.load_config_file(str(file)), *flags]
+    given = _given(flags)
     defaults = ["--model", settings.model, "--host", settings.host, "--port", str(settings.port)]
     defaults += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
-    given = {flag.split("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
 
     def default(flag: str, *values: str) -> None:
-        if flag not in given:
+        name = flag.replace("_", "-")
+        if name not in given and name.split(".")[0] not in given:
             defaults.extend([flag, *values])
 
     default("--reasoning-parser", bundle.manifest.reasoning_parser if bundle else "qwen3")
@@ -49,8 +82,9 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
         default("--structured-outputs-config.backend", "xgrammar")
         default("--structured-outputs-config.disable_any_whitespace", "true")
         default("--enforce-eager")  # a model of three million parameters: starting faster beats compiling
-    parser = make_arg_parser(FlexibleArgumentParser(prog="latentserve serve"))
     args = parser.parse_args([*defaults, *flags])
+    if args.model_tag:
+        raise ConfigurationError(f"{args.model_tag} is no flag. A model is named with --model.")
     if settings.operator_key and args.api_key:
         args.api_key.append(settings.operator_key.get_secret_value())  # an operator is a client, too
     args.worker_extension_cls = "server.engine.worker.HybridWorker"
@@ -93,17 +127,6 @@ def hybrid_config(engine_args: AsyncEngineArgs) -> VllmConfig:
     return config
 
 
-def router_of(bundle: Bundle | None, settings: Settings) -> Router:
-    """Raises `RouterError` for a policy that this bundle cannot have."""
-    manifest = bundle.manifest if bundle else None
-    return Router(
-        manifest.calibration if manifest else None,
-        policy=settings.policy,
-        entropy_threshold=settings.entropy_threshold,
-        has_entropy=manifest is None or (manifest.probe is None and manifest.reasoning_net is None),
-    )
-
-
 @asynccontextmanager
 async def start_engine(
     args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics
@@ -123,7 +146,7 @@ async def start_engine(
         await engine.install(
             bundle,
             layout.token_ids(tokenizer),
-            router_of(bundle, settings),
+            settings.router(bundle.manifest if bundle else None),
             metrics,
             num_latents=settings.num_latent_tokens,
             shadow_share=settings.shadow_share,

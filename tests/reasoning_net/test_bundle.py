@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,16 @@ def change(bundle: Bundle, **fields: object) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"format_version": 99}, "version 99"), ({"colour": "red"}, "colour"), ({"layout": {"direct": 3}}, "layout.direct")],
+    [
+        ({"format_version": 99}, "version 99"),
+        ({"colour": "red"}, "colour"),
+        ({"layout": {"direct": 3}}, "layout.direct"),
+        ({"num_latent_tokens": -5}, "num_latent_tokens must be greater than 0, not -5"),
+        ({"num_latent_tokens": 999}, "num_latent_tokens is 999, but the bundle's network computes at most 16"),
+        ({"reasoning_net": None}, "num_latent_tokens is for latents, but there is no reasoning_net"),
+        ({"layout": {"placeholder_token_id": 999_999}}, "placeholder_token_id is 999999, but the base's vocabulary has 512"),
+        ({"layout": {}}, "needs layout.placeholder_token_id"),
+    ],
 )
 def test_unreadable_manifests_say_what_is_wrong(packed: Bundle, fields: dict[str, object], message: str) -> None:
     change(packed, **fields)
@@ -61,12 +71,30 @@ def test_unreadable_manifests_say_what_is_wrong(packed: Bundle, fields: dict[str
         Bundle.load(packed.directory)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[1, 2]", b"{", b"[" * 100_000, b""])
+def test_what_is_no_manifest(packed: Bundle, content: bytes) -> None:
+    (packed.directory / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"bundle\.json cannot be read"):
+        Bundle.load(packed.directory)
+
+
+@pytest.mark.parametrize("name", ["reasoning_net", "probe", "parity"])
+def test_what_are_no_tensors(packed: Bundle, name: str) -> None:
+    path = packed.directory / f"{name}.safetensors"
+    for content in (path.read_bytes()[:-4], b"", pickle.dumps({"weight": [1.0]})):
+        path.write_bytes(content)
+        with pytest.raises(BundleError, match=rf"{name}\.safetensors cannot be read") as refusal:
+            Bundle.load(packed.directory)
+        assert "\n" not in str(refusal.value)
+
+
 def test_missing_and_misfit_weights(packed: Bundle) -> None:
     config = packed.manifest.reasoning_net
     assert config is not None
     change(packed, reasoning_net=config.model_dump() | {"hidden_size": 64})
-    with pytest.raises(BundleError, match="does not fit"):
-        Bundle.load(packed.directory).reasoning_net()
+    with pytest.raises(BundleError, match=r"does not fit .* which is \(32,\) and should be \(64,\)"):
+        Bundle.load(packed.directory)
+    change(packed, reasoning_net=config.model_dump())
     (packed.directory / "probe.safetensors").unlink()
     with pytest.raises(BundleError, match=r"probe\.safetensors is missing"):
         Bundle.load(packed.directory)
