@@ -5,6 +5,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Conditioner = Literal["last", "all", "all+embeddings"]
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+)  # fmt: skip
+"""Of a Qwen3, as transformers' configuration and ours both call them."""
 
 
 class ReasoningNetConfig(BaseModel):

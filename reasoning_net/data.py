@@ -19,8 +19,6 @@ from typing import Any
 
 from datasets import load_dataset
 from math_verify import parse, verify
-from pyarrow import ArrowException
-from pyarrow.parquet import ParquetFile
 
 from reasoning_net.demo.questions import Split, split_of
 from reasoning_net.errors import StageError
@@ -134,19 +132,16 @@ def _rows(source: str) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
                     yield number, row if isinstance(row, dict) else ValueError("not a JSON object")
                 except json.JSONDecodeError as error:
                     yield number, error
-    elif path.suffix == ".parquet" and path.is_file():
-        try:
-            rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
-            yield from enumerate(rows, 1)
-        except (ArrowException, OSError) as error:
-            raise StageError(f"{source} cannot be read as Parquet: {error}") from error
-    elif path.suffix in (".jsonl", ".parquet"):
+    elif path.suffix in (".jsonl", ".parquet") and not path.is_file():
         raise StageError(f"There is no file {source}.")
     else:
         name, _, rest = source.partition(":")
         config, _, split = rest.rpartition(":")
         try:
-            rows = load_dataset(name, config or None, split=split or "train")
+            if path.suffix == ".parquet":
+                rows = load_dataset("parquet", data_files=source, split="train")
+            else:
+                rows = load_dataset(name, config or None, split=split or "train")
         except Exception as error:
             raise StageError(
                 f"The data set {source!r} cannot be loaded ({error}). "

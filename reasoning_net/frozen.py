@@ -5,6 +5,7 @@ tokens, d hidden size, V vocabulary, K copies (samples of one question).
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from reasoning_net.errors import StageError
@@ -50,13 +52,9 @@ class FrozenBase:
     """A causal LM whose parameters never get a gradient."""
 
     def __init__(
-        self,
-        path: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        *,
+        self, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *,
         checkpointing: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`checkpointing`: recompute activations in the backward pass, for memory.
 
         Raises `StageError` when there is no such checkpoint.
@@ -98,18 +96,19 @@ class FrozenBase:
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = torch.tensor(prompt)
             mask[row, length - len(prompt) :] = True
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        embeddings = self.embed(ids)
         cache = None if self._checkpointing else DynamicCache(config=self.model.config)
-        output = self.model.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=bool(layers),
-        )
+        output = self._forward(embeddings, mask, cache, output_hidden_states=bool(layers))
         earlier = tuple(output.hidden_states[layer] for layer in layers)
-        return Prompt(output.last_hidden_state, self.embed(ids), mask, cache, earlier)
+        return Prompt(output.last_hidden_state, embeddings, mask, cache, earlier)
+
+    def _forward(self, inputs: Tensor, mask: Tensor, cache: DynamicCache | None, **options: bool) -> BaseModelOutputWithPast:
+        """Read `inputs` (B, P, d) after what the cache holds; the mask is of both."""
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+        return self.model.model(
+            inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
+            use_cache=cache is not None, **options,
+        )  # fmt: skip
 
     def prefix(self, layout: LayoutIds, latents: Tensor) -> Tensor:
         """The latent layout as input embeddings, (B, P, d)."""
@@ -127,77 +126,38 @@ class FrozenBase:
 
     def extend(self, prompt: Prompt, inputs: Tensor) -> Tensor:
         """Read `inputs` (B, P, d) after the prompt; their final hidden states, (B, P, d)."""
-        if prompt.cache is None:
-            return self._extend_without_cache(prompt, inputs)
-        past = prompt.cache.get_seq_length()
-        mask = torch.cat([prompt.mask, prompt.mask.new_ones(len(inputs), past - prompt.mask.shape[1] + inputs.shape[1])], dim=1)
-        positions = mask.long().cumsum(1)[:, past:] - 1
-        return self.model.model(
-            inputs_embeds=inputs,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=prompt.cache,
-            use_cache=True,
-        ).last_hidden_state
-
-    def _extend_without_cache(self, prompt: Prompt, inputs: Tensor) -> Tensor:
-        """As `extend`, with the prompt read again: checkpointing recomputes layers, which a cache would see twice."""
         mask = torch.cat([prompt.mask, prompt.mask.new_ones(inputs.shape[:2])], dim=1)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        self.model.train()  # transformers recomputes in training mode only; a frozen base has no dropout that this would start
+        if prompt.cache is not None:
+            return self._forward(inputs, mask, prompt.cache).last_hidden_state
+        # The prompt is read again: checkpointing recomputes layers, which a cache would see twice. And transformers recomputes
+        # in training mode only; a frozen base has no dropout that this would start.
+        self.model.train()
         try:
-            states = self.model.model(
-                inputs_embeds=torch.cat([prompt.embeddings, inputs], dim=1),
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=False,
-            ).last_hidden_state
+            states = self._forward(torch.cat([prompt.embeddings, inputs], dim=1), mask, None).last_hidden_state
         finally:
             self.model.eval()
         return states[:, -inputs.shape[1] :]
 
     @torch.no_grad()
     def generate(
-        self,
-        prompt: Prompt,
-        prefix: Tensor,
-        max_tokens: int,
-        *,
-        copies: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, prompt: Prompt, prefix: Tensor, max_tokens: int, *, copies: int = 1, temperature: float = 0.0, top_p: float = 1.0
     ) -> list[list[int]]:
         """Replies after the prefix, up to the end-of-turn token, which is left out; greedy at temperature 0.
 
         With `copies` K the B questions give B · K replies, those of one question together.
         """
-        assert prompt.cache is not None, "generation needs a cache: no checkpointing"
+        rows = torch.arange(len(prefix), device=self.device).repeat_interleave(copies)
+        prompt, prefix = prompt.rows(rows), prefix[rows]
+        # Whatever a checkpoint's own generation config would change is named.
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         end = self.model.generation_config.eos_token_id
-        ends = torch.tensor(sorted(set(end if isinstance(end, list) else [end])), device=self.device)
-        logits = self.model.lm_head(self.extend(prompt, prefix)[:, -1])  # (B, V)
-        if copies > 1:
-            rows = torch.arange(len(logits), device=self.device).repeat_interleave(copies)
-            prompt, logits = prompt.rows(rows), logits[rows]
-        columns: list[Tensor] = []
-        done = torch.zeros(len(logits), dtype=torch.bool, device=self.device)
-        while True:
-            token = sample(logits, temperature, top_p, generator)  # (B · K,)
-            columns.append(token)
-            done |= torch.isin(token, ends)
-            if len(columns) == max_tokens or bool(done.all()):
-                break
-            logits = self.model.lm_head(self.extend(prompt, self.embed(token[:, None]))[:, -1])
-        stops = set(ends.tolist())
-        replies = torch.stack(columns, dim=1).tolist()
-        return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in replies]
-
-
-def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """One token per row of logits (B, V), from the smallest set whose probability reaches `top_p`; greedy at temperature 0."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
-    outside = probabilities.cumsum(-1) - probabilities >= top_p
-    chosen = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
-    return ids.gather(-1, chosen)[:, 0]
+        ends = set(end if isinstance(end, list) else [end])
+        replies = self.model.generate(
+            inputs_embeds=torch.cat([prompt.embeddings, prefix], dim=1),
+            attention_mask=torch.cat([prompt.mask, prompt.mask.new_ones(prefix.shape[:2])], dim=1).long(),
+            past_key_values=prompt.cache,
+            max_new_tokens=max_tokens,
+            pad_token_id=min(ends),
+            **{"do_sample": False, "repetition_penalty": 1.0} | sampling,
+        )
+        return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in replies.tolist()]

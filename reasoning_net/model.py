@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers import AutoConfig, Qwen3Config, Qwen3Model
 
-from reasoning_net.config import Conditioner, ReasoningNetConfig
+from reasoning_net.config import SIZES, Conditioner, ReasoningNetConfig
 from reasoning_net.errors import StageError
 
 
@@ -33,14 +33,9 @@ class ReasoningNet(nn.Module):
         self.backbone = Qwen3Model(
             Qwen3Config(
                 vocab_size=1,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                num_key_value_heads=config.num_key_value_heads,
-                head_dim=config.head_dim,
                 rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
                 attn_implementation="sdpa",
+                **{name: getattr(config, name) for name in SIZES},
             )
         )
         del self.backbone.embed_tokens
@@ -104,13 +99,8 @@ def config_of_backbone(path: str, base_hidden_size: int, num_latents: int, condi
         base_hidden_size=base_hidden_size,
         num_latent_tokens=num_latents,
         conditioner=conditioner,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
         rope_theta=config.rope_parameters["rope_theta"],
+        **{name: getattr(config, name) for name in SIZES},
     )
 
 

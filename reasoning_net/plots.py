@@ -26,20 +26,15 @@ def plot_curves(records: Sequence[Mapping[str, Any]], title: str, output: Path) 
     _write(figure, output)
 
 
-def plot_lines(
-    series: Mapping[str, Points], output: Path, *, title: str, x: str, y: str, log_x: bool = False, joined: bool = True
-) -> None:
-    """Named lines (or, not `joined`, named points) with error bars."""
+def plot_lines(series: Mapping[str, Points], output: Path, *, title: str, x: str, y: str, log_x: bool = False) -> None:
+    """Named lines with error bars."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in series.items():
         if points:
             xs, ys, errors = zip(*points, strict=True)
-            is_dense = len(points) > _DENSE
-            axes.errorbar(
-                xs, ys, yerr=errors if any(errors) else None, label=name, marker="" if is_dense else "o", capsize=3,
-                linestyle="-" if joined else "none",
-            )  # fmt: skip
+            marker = "" if len(points) > _DENSE else "o"
+            axes.errorbar(xs, ys, yerr=errors if any(errors) else None, label=name, marker=marker, capsize=3)
     if log_x:
         axes.set_xscale("log")
     axes.set(title=title, xlabel=x, ylabel=y)

@@ -158,20 +158,16 @@ class TransformersRollouts:
 
     def _generate(self, prompts: Sequence[list[int]], prefix: Tensor, sampling: Sampling) -> list[list[Reply]]:
         base = self._base
-        generator = None if sampling.seed is None else torch.Generator(base.device).manual_seed(sampling.seed)
-        rows = base.generate(
-            base.read(prompts),
-            prefix,
-            sampling.max_tokens,
-            copies=sampling.copies,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            generator=generator,
-        )
-        end = int(base.tokenizer.eos_token_id)
-        texts = base.tokenizer.batch_decode(rows)
+        with torch.random.fork_rng(enabled=sampling.seed is not None):
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            rows = base.generate(
+                base.read(prompts), prefix, sampling.max_tokens,
+                copies=sampling.copies, temperature=sampling.temperature, top_p=sampling.top_p,
+            )  # fmt: skip
+        texts, end, most = base.tokenizer.batch_decode(rows), int(base.tokenizer.eos_token_id), sampling.max_tokens
         replies = [
-            Reply([*row, end] if len(row) < sampling.max_tokens else row, text, len(row) < sampling.max_tokens)
+            Reply([*row, end], text, True) if len(row) < most else Reply(row, text, False)
             for row, text in zip(rows, texts, strict=True)
         ]
         return [replies[at : at + sampling.copies] for at in range(0, len(replies), sampling.copies)]
@@ -192,14 +188,9 @@ def latent_replies(
 
 
 def greedy_accuracy(
-    net: ReasoningNet,
-    base: FrozenBase,
-    rollouts: Rollouts,
-    task: Task,
-    examples: list[Example],
-    num_latents: int,
+    net: ReasoningNet, base: FrozenBase, rollouts: Rollouts, task: Task, examples: list[Example], num_latents: int,
     max_tokens: int = 24,
-) -> float:
+) -> float:  # fmt: skip
     """In latent mode, as it will be served."""
     correct = 0
     for at in range(0, len(examples), 128):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reasoning_net.demo.conversations import conversation
-from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Split, final_number, questions
+from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Question, Split, final_number, questions
 from reasoning_net.errors import StageError
 
 
@@ -56,17 +56,16 @@ class DemoTask:
     def examples(self, seed: int, split: Split, max_level: int | None = None) -> Iterator[Example]:
         if split != "train":
             for question in questions(seed, split, max_steps=max_level or MAX_STEPS, families=self._families):
-                messages = [{"role": "user", "content": question.question}]
-                yield Example(
-                    messages, question.reply, str(question.answer), question.steps, question.family, _texts(question.values)
-                )
+                yield _example([{"role": "user", "content": question.question}], question)
             return
         rng = random.Random(f"{split}-{seed}-{max_level}")
         while True:
             talk = conversation(rng, split, max_level or MAX_STEPS, self._families)
-            asked = talk.question
-            answer, level, family = (str(asked.answer), asked.steps, asked.family) if asked else ("", 0, "small talk")
-            yield Example(talk.messages, talk.reply, answer, level, family, _texts(asked.values) if asked else ())
+            yield (
+                _example(talk.messages, talk.question)
+                if talk.question
+                else Example(talk.messages, talk.reply, "", 0, "small talk")
+            )
 
     def final_answer(self, reply: str) -> str | None:
         number = final_number(reply)
@@ -96,5 +95,6 @@ class TaskSpec:
         return DataTask(self.source, parse_columns(self.preset, self.columns), self.whole)
 
 
-def _texts(values: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(f" {value}" for value in values)
+def _example(messages: list[dict[str, str]], asked: Question) -> Example:
+    milestones = tuple(f" {value}" for value in asked.values)
+    return Example(messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones)

@@ -114,16 +114,9 @@ class Run:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        module: nn.Module,
-        optimizer: Optimizer,
-        total_steps: int,
-        title: str,
-        *,
-        average: AveragedModel | None = None,
-        is_main: bool = True,
-    ) -> None:
+        self, directory: Path, module: nn.Module, optimizer: Optimizer, total_steps: int, title: str, *,
+        average: AveragedModel | None = None, is_main: bool = True,
+    ) -> None:  # fmt: skip
         """`is_main`: whether this process writes; of several on as many GPUs one does."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._module, self._optimizer, self._average = directory, module, optimizer, average

@@ -5,13 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-_BINS = 10
-
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve: the chance that a right answer is scored above a wrong one; ties count half.
 
-    Labels (n,) are shares of right answers. NaN where all are right, or all wrong.
+    NaN where all are right, or all wrong.
     """
     _, group = scores.unique(return_inverse=True)  # ascending
     right, wrong = (torch.zeros(int(group.max()) + 1, dtype=torch.double) for _ in range(2))
@@ -23,29 +21,24 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
 
 
 def brier(scores: Tensor, labels: Tensor) -> float:
-    """Mean squared error of P(correct) as a forecast of each answer; labels are shares of right answers."""
+    """Mean squared error of P(correct) as a forecast of each answer."""
     return float((labels * (1 - scores) ** 2 + (1 - labels) * scores**2).mean())
 
 
-def _bins(scores: Tensor) -> Tensor:
-    """Which tenth of [0, 1] each score is in."""
-    return (scores * _BINS).long().clamp(0, _BINS - 1)
+def _bins(scores: Tensor) -> list[Tensor]:
+    """Which scores are in each tenth of [0, 1] that holds any, (n,) bool each."""
+    tenths = (scores * 10).long().clamp(0, 9)
+    return [tenths == index for index in tenths.unique()]
 
 
 def reliability(scores: Tensor, labels: Tensor) -> list[tuple[float, float, float]]:
     """(mean prediction, share of right answers, its standard error) in each tenth of [0, 1] that holds predictions."""
     known = ~labels.isnan()
     scores, labels = scores[known], labels[known]
-    bins = _bins(scores)
-    points = []
-    for index in bins.unique().tolist():
-        share = float(labels[bins == index].mean())
-        error = math.sqrt(share * (1 - share) / int((bins == index).sum()))
-        points.append((float(scores[bins == index].mean()), share, error))
-    return points
+    shares = [(float(scores[part].mean()), float(labels[part].mean()), int(part.sum())) for part in _bins(scores)]
+    return [(score, share, math.sqrt(share * (1 - share) / n)) for score, share, n in shares]
 
 
 def calibration_error(scores: Tensor, labels: Tensor) -> float:
     """Expected calibration error over ten bins of equal width."""
-    bins = _bins(scores)
-    return sum(abs(float((scores - labels)[bins == index].sum())) for index in bins.unique()) / len(scores)
+    return sum(abs(float((scores - labels)[part].sum())) for part in _bins(scores)) / len(scores)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 Feature = Literal["last", "mean", "latents"]
-Target = Literal["direct", "latent", "explicit", "tokens"]
+Output = Literal["direct", "latent", "explicit", "tokens"]
 """P(correct) in a mode, or the expected number of tokens of explicit thinking, answer included."""
 
 
@@ -28,7 +28,7 @@ class ProbeConfig(BaseModel):
     layers: tuple[int, ...] = Field(
         (), description="Layers after which `last` and `mean` are taken, too; learned weights mix them with the final states."
     )
-    targets: tuple[Target, ...] = ("direct", "latent", "explicit", "tokens")
+    targets: tuple[Output, ...] = ("direct", "latent", "explicit", "tokens")
 
     def sizes(self) -> list[int]:
         """Of what each feature brings to the input: the states of all layers, side by side."""

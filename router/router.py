@@ -40,13 +40,9 @@ class Router:
     """The policy in force. An operator may switch it while the server runs; a request may ask for another calibrated point."""
 
     def __init__(
-        self,
-        calibration: Calibration | None,
-        *,
-        policy: str | None = None,
-        entropy_threshold: float = 0.5,
+        self, calibration: Calibration | None, *, policy: str | None = None, entropy_threshold: float = 0.5,
         has_entropy: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`has_entropy`: whether step 1 measures the first token's entropy, which only servers without networks do."""
         self.calibration, self._entropy_threshold, self._has_entropy = calibration, entropy_threshold, has_entropy
         self.drift = Drift(calibration.score_edges, calibration.score_shares) if calibration else Drift((), ())

@@ -1,13 +1,14 @@
 """`latentserve ask`: one question to a running server, streamed."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+from openai import OpenAI, OpenAIError
+from openai.types.chat import ChatCompletionMessageParam
 
+from reasoning_net.client import sentence
 from router.policy import Mode
 
 
@@ -27,14 +28,10 @@ class Question:
     max_tokens: int | None = None
     temperature: float | None = None
 
-    def body(self, model: str) -> dict[str, Any]:
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        body: dict[str, Any] = {
-            "model": model, "mode": self.mode, "messages": [*messages, {"role": "user", "content": self.text}],
-            "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        limits = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        return body | {name: value for name, value in limits.items() if value is not None}
+    @property
+    def messages(self) -> list[ChatCompletionMessageParam]:
+        system: list[ChatCompletionMessageParam] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.text}]
 
 
 @dataclass(slots=True)
@@ -69,47 +66,32 @@ class Reply:
 
 
 def ask(question: Question, show: Callable[[str, str], None]) -> Reply:
-    """`show` gets each piece of (reasoning, content) as it comes. Raises `AskError`, or httpx's errors."""
-    headers = {"Authorization": f"Bearer {question.api_key}"} if question.api_key else {}
-    with httpx.Client(base_url=question.url, headers=headers, timeout=300) as client:
-        if question.model is None:
-            models = client.get("/v1/models")
-            _check(models)
-        reply = Reply(question.model or models.json()["data"][0]["id"])
-        started = time.perf_counter()
-        with client.stream("POST", "/v1/chat/completions", json=question.body(reply.model)) as response:
-            _check(response)
-            for chunk in _chunks(response):
-                reply.route, reply.usage = chunk.get("route") or reply.route, chunk.get("usage") or reply.usage
-                for choice in chunk["choices"]:
-                    reasoning, content = choice["delta"].get("reasoning") or "", choice["delta"].get("content") or ""
-                    if reply.first_token_seconds is None and (reasoning or content):
-                        reply.first_token_seconds = time.perf_counter() - started
-                    reply.reasoning, reply.content = reply.reasoning + reasoning, reply.content + content
-                    reply.finish_reason = choice["finish_reason"] or reply.finish_reason
-                    show(reasoning, content)
-        reply.seconds = time.perf_counter() - started
+    """`show` gets each piece of (reasoning, content) as it comes. Raises `AskError`."""
+    with OpenAI(base_url=f"{question.url.rstrip('/')}/v1", api_key=question.api_key or "none", max_retries=0) as client:
+        try:
+            return _ask(client, question, show)
+        except OpenAIError as error:
+            raise AskError(sentence(question.url, error)) from error
+
+
+def _ask(client: OpenAI, question: Question, show: Callable[[str, str], None]) -> Reply:
+    reply = Reply(question.model or client.models.list().data[0].id)
+    started = time.perf_counter()
+    limits = {"max_tokens": question.max_tokens, "temperature": question.temperature}
+    stream = client.chat.completions.create(
+        model=reply.model, messages=question.messages, stream=True, stream_options={"include_usage": True},
+        extra_body={"mode": question.mode} | {name: value for name, value in limits.items() if value is not None},
+    )  # fmt: skip
+    with stream:
+        for chunk in stream:
+            reply.route = (chunk.model_extra or {}).get("route") or reply.route
+            reply.usage = chunk.usage.model_dump(exclude_unset=True) if chunk.usage else reply.usage
+            for choice in chunk.choices:
+                reasoning, content = (choice.delta.model_extra or {}).get("reasoning") or "", choice.delta.content or ""
+                if reply.first_token_seconds is None and (reasoning or content):
+                    reply.first_token_seconds = time.perf_counter() - started
+                reply.reasoning, reply.content = reply.reasoning + reasoning, reply.content + content
+                reply.finish_reason = choice.finish_reason or reply.finish_reason
+                show(reasoning, content)
+    reply.seconds = time.perf_counter() - started
     return reply
-
-
-def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
-        if line.startswith("data: {"):
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise AskError(message(line.removeprefix("data: ")))
-            yield chunk
-
-
-def _check(response: httpx.Response) -> None:
-    if response.status_code != 200:
-        raise AskError(message(response.read().decode(errors="replace")) or f"HTTP {response.status_code}")
-
-
-def message(body: str) -> str:
-    """What a server says instead of an answer; its own words where it speaks OpenAI's protocol."""
-    try:
-        error = json.loads(body)["error"]
-    except (ValueError, LookupError, TypeError):
-        return body
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

@@ -21,7 +21,8 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Sampling, VllmRollouts
-from reasoning_net.stages.traces import read_traces
+from reasoning_net.stages.traces import Trace, read_traces
+from reasoning_net.tables import table
 from reasoning_net.tasks import TaskSpec
 
 _BATCH = 256
@@ -43,6 +44,8 @@ class TrajectoryConfig:
 
 
 Drop = Callable[[str, float, random.Random], str]
+Figures = dict[str, list[tuple[float, float, float]]]
+"""By what is dropped: (rate, accuracy, its standard error)."""
 
 
 def main(config: TrajectoryConfig) -> str:
@@ -61,34 +64,37 @@ def main(config: TrajectoryConfig) -> str:
     def drop_tokens(reasoning: str, rate: float, rng: random.Random) -> str:
         return str(base.tokenizer.decode([token for token in encode(reasoning) if rng.random() >= rate]))
 
+    def prompt(trace: Trace, reasoning: str) -> list[int]:
+        thinking = encode(f"{layout.before_latents}{reasoning}")
+        return [*base.prompt_ids(trace.messages), *thinking, *encode(layout.after_latents)]
+
     def accuracy(drop: Drop, rate: float, seed: int) -> float:
         rng = random.Random(f"{config.seed}-{seed}-{rate}")
-        prompts = []
-        for trace in traces:
-            thinking = f"{layout.before_latents}{drop(trace.reasoning, rate, rng)}"
-            prompts.append([*base.prompt_ids(trace.messages), *encode(thinking), *encode(layout.after_latents)])
-        correct = 0
+        prompts = [prompt(trace, drop(trace.reasoning, rate, rng)) for trace in traces]
+        replies = []
         for at in range(0, len(prompts), _BATCH):
-            replies = engine.from_tokens(prompts[at : at + _BATCH], Sampling(max_tokens=config.max_tokens))
-            answered = zip(replies, traces[at : at + _BATCH], strict=True)
-            correct += sum(task.is_correct(reply.text, trace.answer) for (reply, *_), trace in answered)
-            progress.update(len(replies))
-        return correct / len(prompts)
+            replies += engine.from_tokens(prompts[at : at + _BATCH], Sampling(max_tokens=config.max_tokens))
+            progress.update(len(replies) - at)
+        answered = zip(replies, traces, strict=True)
+        return statistics.fmean(task.is_correct(reply.text, trace.answer) for (reply, *_), trace in answered)
 
     kinds: dict[str, Drop] = {"tokens": drop_tokens, "steps": drop_steps}
+    figures: Figures = {kind: [] for kind in kinds}
     total = len(traces) * config.seeds * len(config.rates) * len(kinds)
     with tqdm(total=total, desc="trajectory", unit="answer") as progress:
-        figures: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
         for kind, rate in itertools.product(kinds, config.rates):
             values = [accuracy(kinds[kind], rate, seed) for seed in range(config.seeds)]
             figures[kind].append((rate, *mean_and_error(values)))
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "trajectory.json").write_text(json.dumps({"questions": len(traces), "accuracy": figures}, indent=2))
-    plot_lines(
-        figures, config.output / "trajectory.png",
-        title="Answers from what is left of the chain", x="share dropped", y="accuracy",
-    )  # fmt: skip
+    write(config.output, len(traces), figures)
     return markdown(figures)
+
+
+def write(output: Path, questions: int, figures: Figures) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "trajectory.json").write_text(json.dumps({"questions": questions, "accuracy": figures}, indent=2))
+    plot_lines(
+        figures, output / "trajectory.png", title="Answers from what is left of the chain", x="share dropped", y="accuracy"
+    )
 
 
 def drop_steps(reasoning: str, rate: float, rng: random.Random) -> str:
@@ -103,9 +109,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
-def markdown(figures: dict[str, list[tuple[float, float, float]]]) -> str:
-    rates = [rate for rate, _, _ in next(iter(figures.values()))]
-    lines = ["| dropped | " + " | ".join(f"{rate:.0%}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
-    for kind, points in figures.items():
-        lines.append(f"| {kind} | " + " | ".join(f"{mean:.3f} ± {error:.3f}" for _, mean, error in points) + " |")
-    return "\n".join(lines)
+def markdown(figures: Figures) -> str:
+    header = ["dropped", *(f"{rate:.0%}" for rate, _, _ in next(iter(figures.values())))]
+    rows = ((kind, *(f"{mean:.3f} ± {error:.3f}" for _, mean, error in points)) for kind, points in figures.items())
+    return table(header, rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from reasoning_net.demo.conversations import conversation
@@ -101,14 +102,10 @@ def _batches(
 
 
 def _collate(batch: list[_Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    length = max(len(sample.token_ids) for sample in batch)
-    ids = torch.full((len(batch), length), pad)
-    labels = torch.full((len(batch), length), -100)
-    for row, sample in enumerate(batch):
-        n = len(sample.token_ids)
-        ids[row, :n] = torch.tensor(sample.token_ids)
-        labels[row, sample.num_prompt_tokens : n] = ids[row, sample.num_prompt_tokens : n]
-    return ids, labels, torch.tensor([[sample.weight] for sample in batch]).expand(-1, length)
+    rows = [torch.tensor(sample.token_ids) for sample in batch]
+    learnt = [row.masked_fill(torch.arange(len(row)) < s.num_prompt_tokens, -100) for row, s in zip(rows, batch, strict=True)]
+    ids, labels = pad_sequence(rows, True, pad), pad_sequence(learnt, True, -100)
+    return ids, labels, torch.tensor([[sample.weight] for sample in batch]).expand_as(ids)
 
 
 def main(config: BaseConfig) -> None:

@@ -92,20 +92,23 @@ def _days_or_months(rng: random.Random) -> _Calendar:
     return _Calendar("In {}", _MONTHS) if rng.random() < 0.5 else _Calendar("On the {} day", _ORDINALS)
 
 
-class _Chain:
-    """The written reasoning of one question, with the value that changes."""
+class _Story:
+    """One question as it is written: its sentences, the chain that follows them, and the value that changes."""
 
-    def __init__(self, who: str, what: str, value: int) -> None:
-        self.who, self.value, self.values = who, value, [value]
+    def __init__(self, who: str, what: str, value: int, at: _Calendar) -> None:
+        self.who, self.value, self.values, self.text = who, value, [value], list[str]()
+        self._at = at
         self._lines = [f"I need the number of {what} of {who}.", f"At the start {who} has {value}."]
         self._check: list[str] = []
 
-    def nothing(self, sentence: str) -> None:
-        self._lines.append(f"{sentence} That changes nothing. Now {self.who} has {self.value}.")
+    def nothing(self, event: str) -> None:
+        self.text.append(self._at(event))
+        self._lines.append(f"{self.text[-1]} That changes nothing. Now {self.who} has {self.value}.")
 
-    def step(self, sentence: str, *operations: tuple[str, int, int], note: str = "") -> None:
-        """What `sentence` does to the value: (operator, operand, result) in order."""
-        worked = [sentence, note] if note else [sentence]
+    def step(self, event: str, *operations: tuple[str, int, int], note: str = "") -> None:
+        """What the event does to the value: (operator, operand, result) in order."""
+        self.text.append(self._at(event))
+        worked = [self.text[-1], note] if note else [self.text[-1]]
         for op, n, after in operations:
             sum_ = f"{self.value} {op} {n} = {after}"
             worked.append(f"{sum_}.{_doubt(self.value, op, after)}")
@@ -114,10 +117,10 @@ class _Chain:
             self.values.append(after)
         self._lines.append(" ".join([*worked, f"Now {self.who} has {self.value}."]))
 
-    def question(self, text: list[str], reply: str, family: str) -> Question:
-        end = f"Let me check it again: {', '.join(self._check)}, the same. So the answer is {self.value}."
-        chain = "\n".join([*self._lines, end])
-        return Question(" ".join(text), chain, reply, self.value, family, len(self._check), tuple(self.values))
+    def question(self, end: str, reply: str, family: str) -> Question:
+        check = f"Let me check it again: {', '.join(self._check)}, the same. So the answer is {self.value}."
+        text, chain = " ".join([*self.text, end]), "\n".join([*self._lines, check])
+        return Question(text, chain, reply, self.value, family, len(self._check), tuple(self.values))
 
 
 def _schedule(rng: random.Random, steps: int) -> list[bool]:
@@ -177,8 +180,8 @@ def _person(rng: random.Random) -> tuple[str, str, list[str]]:
 def _counting(rng: random.Random, steps: int) -> Question:
     name, pronoun, strangers = _person(rng)
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
-    chain, at = _Chain(name, item, rng.randint(1, cap)), _days_or_months(rng)
-    text = [f"{name} {rng.choice(('has', 'starts with'))} {_many(chain.value, item)}."]
+    story = _Story(name, item, rng.randint(1, cap), _days_or_months(rng))
+    story.text.append(f"{name} {rng.choice(('has', 'starts with'))} {_many(story.value, item)}.")
     phrases = {
         "+": ("buys {many}", "finds {many}", "gets {many} from a friend"),
         "-": ("loses {many}", "gives {many} away", "sells {many}"),
@@ -187,16 +190,12 @@ def _counting(rng: random.Random, steps: int) -> Question:
     }
     for counts in _schedule(rng, steps):
         if counts:
-            op, n, after = _change(rng, chain.value, cap, hard)
-            text.append(at(f"{pronoun} {rng.choice(phrases[op]).format(many=_many(n, item), item=item)}"))
-            chain.step(text[-1], (op, n, after))
+            op, n, after = _change(rng, story.value, cap, hard)
+            story.step(f"{pronoun} {rng.choice(phrases[op]).format(many=_many(n, item), item=item)}", (op, n, after))
         else:
-            text.append(at(_nothing(rng, pronoun, item, strangers)))
-            chain.nothing(text[-1])
-    text.append(
-        rng.choice((f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?"))
-    )
-    return chain.question(text, f"{name} has {_many(chain.value, item)}.", "counting")
+            story.nothing(_nothing(rng, pronoun, item, strangers))
+    ends = (f"How many {item} does {name} have now?", f"What is the number of {item} that {name} has at the end?")
+    return story.question(rng.choice(ends), f"{name} has {_many(story.value, item)}.", "counting")
 
 
 def _buying(rng: random.Random, steps: int) -> Question:
@@ -204,40 +203,37 @@ def _buying(rng: random.Random, steps: int) -> Question:
     hard, cap = rng.choice((0.0, 0.5, 1.0)), 30
     goods = rng.sample(_GOODS, 2)
     price = {plural: rng.randint(1, 5 if hard else 3) for plural in goods}
-    chain, at = _Chain(name, "coins", rng.randint(12, cap)), _days_or_months(rng)
+    story = _Story(name, "coins", rng.randint(12, cap), _days_or_months(rng))
     prices = " and ".join(f"{plural} {price[plural]}" for plural in goods)
-    text = [
+    story.text += [
         rng.choice((f"The prices in coins are {prices}.", f"In a shop, the prices are {prices}.")),
-        f"{name} has {_many(chain.value, 'coins')}.",
+        f"{name} has {_many(story.value, 'coins')}.",
     ]
     for counts in _schedule(rng, steps):
         if not counts:
-            text.append(at(_nothing(rng, pronoun, "coins", strangers)))
-            chain.nothing(text[-1])
+            story.nothing(_nothing(rng, pronoun, "coins", strangers))
             continue
-        plural, value = rng.choice(goods), chain.value
+        plural, value = rng.choice(goods), story.value
         most = min(value // price[plural], 4 if hard else 2, 12 // price[plural])
         if most and rng.random() < 0.6:
             n = rng.randint(1, most)
             cost = n * price[plural]
-            text.append(at(f"{pronoun} buys {_many(n, plural)}"))
             note = f"{plural} {price[plural]}: {n} x {price[plural]} = {cost}."
-            chain.step(text[-1], ("-", cost, value - cost), note=note)
+            story.step(f"{pronoun} buys {_many(n, plural)}", ("-", cost, value - cost), note=note)
         else:
             plus = value == 0 or (value < cap and rng.random() < 0.75)
             n = _amount(rng, hard, cap - value if plus else value)
             verb = rng.choice(("earns", "finds") if plus else ("loses", "gives away"))
-            text.append(at(f"{pronoun} {verb} {_many(n, 'coins')}"))
-            chain.step(text[-1], ("+", n, value + n) if plus else ("-", n, value - n))
-    text.append(rng.choice((f"How many coins does {name} have now?", f"How many coins are left for {name} at the end?")))
-    return chain.question(text, f"{name} has {_many(chain.value, 'coins')}.", "buying")
+            story.step(f"{pronoun} {verb} {_many(n, 'coins')}", ("+", n, value + n) if plus else ("-", n, value - n))
+    ends = (f"How many coins does {name} have now?", f"How many coins are left for {name} at the end?")
+    return story.question(rng.choice(ends), f"{name} has {_many(story.value, 'coins')}.", "buying")
 
 
 def _riding(rng: random.Random, steps: int) -> Question:
     vehicle, hard, cap = rng.choice(_VEHICLES), rng.choice((0.0, 0.5, 1.0)), 20
     what, others = "passengers", [other for other in _VEHICLES if other != vehicle]
-    chain, at = _Chain(f"the {vehicle}", what, rng.randint(1, cap)), _Calendar("At the {} stop", _ORDINALS)
-    text = [f"{rng.choice(('A', 'In the morning a'))} {vehicle} starts with {_many(chain.value, what)}."]
+    story = _Story(f"the {vehicle}", what, rng.randint(1, cap), _Calendar("At the {} stop", _ORDINALS))
+    story.text.append(f"{rng.choice(('A', 'In the morning a'))} {vehicle} starts with {_many(story.value, what)}.")
     phrases = {
         "+": ("{many} got on", "{many} came in"),
         "-": ("{many} got off", "{many} left"),
@@ -247,10 +243,9 @@ def _riding(rng: random.Random, steps: int) -> Question:
     schedule = _schedule(rng, steps)
     while schedule:
         if not schedule.pop(0):
-            text.append(at(_nothing_on_the_way(rng, others)))
-            chain.nothing(text[-1])
+            story.nothing(_nothing_on_the_way(rng, others))
             continue
-        op, n, after = _change(rng, chain.value, cap, hard)
+        op, n, after = _change(rng, story.value, cap, hard)
         event, changes = rng.choice(phrases[op]).format(many=_many(n, what)), [(op, n, after)]
         if op in "+-" and schedule[:1] == [True] and rng.random() < 0.5:  # the next step happens at the same stop
             schedule.pop(0)
@@ -258,11 +253,9 @@ def _riding(rng: random.Random, steps: int) -> Question:
             n = _amount(rng, hard, cap - after if plus else after)
             event += f" and {n} got {'on' if plus else 'off'}"
             changes.append(("+", n, after + n) if plus else ("-", n, after - n))
-        text.append(at(event))
-        chain.step(text[-1], *changes)
+        story.step(event, *changes)
     ends = (f"How many {what} does the {vehicle} have now?", f"How many {what} are in the {vehicle} at the end?")
-    text.append(rng.choice(ends))
-    return chain.question(text, f"The {vehicle} has {_many(chain.value, what)}.", "riding")
+    return story.question(rng.choice(ends), f"The {vehicle} has {_many(story.value, what)}.", "riding")
 
 
 def _nothing_on_the_way(rng: random.Random, other_vehicles: list[str]) -> str:

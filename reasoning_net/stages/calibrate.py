@@ -9,26 +9,22 @@ import asyncio
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from tqdm import tqdm
 
 from reasoning_net.bundle import Bundle
+from reasoning_net.client import connected, gather
 from reasoning_net.errors import StageError
-from reasoning_net.stages.evaluate import ask
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Calibration, Confidence, Point, Target, choose
+from router.curves import prices
 from router.outcomes import Outcome, curve, from_tensors
 from router.policies.utility import Utility
 from router.policy import Limits, Mode
-
-_POINTS = 101
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,39 +86,15 @@ def cheap_scores(outcomes: Sequence[Outcome], cheap: Mode) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.double)
 
 
-def prices(calibration: Calibration, outcomes: Sequence[Outcome], limits: Limits) -> list[float]:
-    """Prices whose shares of explicit answers are spread evenly from 1 to 0."""
-    gains = []
-    for o in outcomes:
-        cheap = o.scores.correct(limits.cheap) or 0.0
-        if calibration.confidence is not None and o.confidence is not None:
-            cheap = calibration.confidence.posterior(cheap, o.confidence)
-        sure = 1.0 if o.scores.explicit is None else o.scores.explicit
-        gains.append((sure - cheap) / (o.scores.tokens or calibration.longest_tokens))
-    quantiles = torch.tensor(gains).quantile(torch.linspace(0, 1, _POINTS)).clamp(min=0)
-    return sorted({0.0, *quantiles.tolist(), float(quantiles[-1]) * 1.01 + 1e-9})
-
-
 async def measure_seconds(url: str, task: TaskSpec, cheap: Mode, n: int, concurrency: int) -> dict[Mode, tuple[float, float]]:
     """Seconds of an answer as a + b · tokens, by mode, from n questions in each at that concurrency: (a, b)."""
     examples = list(itertools.islice(task.load().examples(7, "validation"), n))
-    gate, models = asyncio.Semaphore(concurrency), {}
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        name = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-
-        async def timed(mode: Mode, messages: list[dict[str, str]], progress: tqdm) -> tuple[float, float]:
-            async with gate:
-                started = time.perf_counter()
-                response = await ask(client, {"model": name, "mode": mode, "messages": messages, "temperature": 0})
-                seconds = time.perf_counter() - started
-            progress.update()
-            return float(response.raise_for_status().json()["usage"]["completion_tokens"]), seconds
-
+    models = {}
+    async with connected(url, concurrency) as server:
         for mode in dict.fromkeys((Mode.DIRECT, cheap, Mode.EXPLICIT)):
-            with tqdm(total=n, desc=f"seconds of {mode}", unit="question") as progress:
-                tokens, seconds = zip(
-                    *await asyncio.gather(*(timed(mode, e.messages, progress) for e in examples)), strict=True
-                )
+            asked = (server.complete(example.messages, mode=mode, temperature=0) for example in examples)
+            answers = await gather(asked, f"seconds of {mode}")
+            tokens, seconds = [answer.tokens for answer in answers], [answer.seconds for answer in answers]
             varies = len(set(tokens)) > 1 and mode is Mode.EXPLICIT
             slope, intercept = statistics.linear_regression(tokens, seconds) if varies else (0.0, statistics.fmean(seconds))
             models[mode] = (max(0.0, intercept), max(0.0, slope))

@@ -23,7 +23,7 @@ from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.precision import autocast, compute_dtype
-from reasoning_net.rollouts import Backend, Reply, Sampling, greedy_accuracy, start, think
+from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, start, think
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
 from reasoning_net.stages.sft import labels, load_net, save
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -102,29 +102,9 @@ def main(config: GrpoConfig) -> None:
     for step in run.steps(save_every=10):
         if config.evaluate_on and step % config.evaluate_every == 0:
             run.extra = {"accuracy": accuracy()}
-        rng = random.Random(f"{config.seed}-{step}")
-        # Small talk has no answer that could be right or wrong.
-        graded = (example for example in task.examples(rng.getrandbits(32), "train") if example.answer)
-        examples = list(itertools.islice(graded, config.questions))
-        prompts = [base.prompt_ids(example.messages) for example in examples]
-        prompt = base.read(prompts)
-        with torch.no_grad():
-            latents = think(net, prompt, config.num_latents)
-        sampling = replace(config.sampling, seed=config.seed * 100_003 + step)
-        started = time.perf_counter()
-        replies = rollouts.from_latents(prompts, latents, sampling)
-        seconds = time.perf_counter() - started
-        groups = reward(replies, examples, task)
-        dropped = int((~groups.used.any(1)).sum())
-        for name in config.shapings:
-            groups = SHAPINGS[name](groups)
-        figures = {
-            "reward": float(groups.rewards.mean()),
-            "groups without variance": float(dropped),
-            "rollouts a second": groups.rewards.numel() / seconds,
-        }
-        if bool(groups.used.any()):
-            figures |= learn(net, reference, base, ids, optimizer, batch_of(prompt, replies, groups), config, step)
+        batch, figures = roll_out(net, base, rollouts, task, config, step)
+        if batch is not None:
+            figures |= learn(net, reference, base, ids, optimizer, batch, config, step)
         run.report(step, figures, run.extra, every=1)
         if (step + 1) % 10 == 0:
             save(net, layout, config.output)
@@ -132,6 +112,32 @@ def main(config: GrpoConfig) -> None:
     if config.evaluate_on:
         result = {"accuracy": accuracy(), "questions": config.evaluate_on}
         (config.output / "validation.json").write_text(json.dumps(result))
+
+
+def roll_out(
+    net: ReasoningNet, base: FrozenBase, rollouts: Rollouts, task: Task, config: GrpoConfig, step: int
+) -> tuple[_Batch | None, dict[str, float]]:
+    """Replies to fresh questions, graded, as far as they teach something; with the step's figures."""
+    rng = random.Random(f"{config.seed}-{step}")
+    # Small talk has no answer that could be right or wrong.
+    graded = (example for example in task.examples(rng.getrandbits(32), "train") if example.answer)
+    examples = list(itertools.islice(graded, config.questions))
+    prompts = [base.prompt_ids(example.messages) for example in examples]
+    prompt = base.read(prompts)
+    with torch.no_grad():
+        latents = think(net, prompt, config.num_latents)
+    started = time.perf_counter()
+    replies = rollouts.from_latents(prompts, latents, replace(config.sampling, seed=config.seed * 100_003 + step))
+    seconds = time.perf_counter() - started
+    groups = reward(replies, examples, task)
+    figures = {
+        "reward": float(groups.rewards.mean()),
+        "groups without variance": float((~groups.used.any(1)).sum()),
+        "rollouts a second": groups.rewards.numel() / seconds,
+    }
+    for name in config.shapings:
+        groups = SHAPINGS[name](groups)
+    return batch_of(prompt, replies, groups) if bool(groups.used.any()) else None, figures
 
 
 def reward(replies: list[list[Reply]], examples: list[Example], task: Task) -> Groups:
@@ -151,15 +157,9 @@ def batch_of(prompt: Prompt, replies: list[list[Reply]], groups: Groups) -> _Bat
 
 
 def learn(
-    net: ReasoningNet,
-    reference: ReasoningNet | None,
-    base: FrozenBase,
-    layout: LayoutIds,
-    optimizer: Optimizer,
-    batch: _Batch,
-    config: GrpoConfig,
-    step: int,
-) -> dict[str, float]:
+    net: ReasoningNet, reference: ReasoningNet | None, base: FrozenBase, layout: LayoutIds, optimizer: Optimizer, batch: _Batch,
+    config: GrpoConfig, step: int,
+) -> dict[str, float]:  # fmt: skip
     """`inner_steps` updates on one batch of rollouts. The first has ratio 1 by construction."""
     with torch.no_grad():
         before = _log_probs(net, base, layout, batch, config) if config.inner_steps > 1 else None

@@ -20,15 +20,9 @@ _PARITY_MESSAGES = [{"role": "user", "content": "Tom has 7 pens. In January, he 
 
 
 def pack(
-    model: str,
-    output: Path,
-    layout: Layout,
-    *,
-    net: ReasoningNet | None = None,
-    num_latent_tokens: int | None = None,
-    reasoning_parser: str = "qwen3",
-    trained_on: str = "",
-) -> Bundle:
+    model: str, output: Path, layout: Layout, *, net: ReasoningNet | None = None, num_latent_tokens: int | None = None,
+    reasoning_parser: str = "qwen3", trained_on: str = "",
+) -> Bundle:  # fmt: skip
     """Write a bundle for `model` and load it back."""
     manifest = Manifest(
         base=fingerprint(model),

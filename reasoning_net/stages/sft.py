@@ -9,10 +9,8 @@ Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ
 - Where a task knows the chain's intermediate results, an auxiliary loss reads them off the first latents for part of the run.
 """
 
-import itertools
-import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -25,16 +23,15 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from reasoning_net.config import Conditioner, ReasoningNetConfig
+from reasoning_net.curriculum import POOL_BATCHES, Batches, Curriculum, Sample
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.layout import Layout
+from reasoning_net.layout import Layout, LayoutIds
 from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
 from reasoning_net.precision import autocast, compute_dtype
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, compiled
 
-logger = logging.getLogger(__name__)
-POOL_BATCHES = 8  # drawn at once, so that prompts of like length come together
 _SHARPNESS = 12.0  # of the softmax over cosine similarities
 NESTED_SIZES = (16, 32, 64, 128, 256, 512)
 
@@ -87,6 +84,13 @@ class SftConfig:
             raise StageError(f"Checkpoints come every multiple of {POOL_BATCHES} steps, not every {self.save_every}.")
 
 
+def new_network(config: SftConfig, base: FrozenBase) -> ReasoningNet:
+    net = ReasoningNet(network_config(config, base.hidden_size), embedding_rms(base.embed.weight)).to(base.device)
+    if config.backbone:
+        load_backbone(net, config.backbone)
+    return net
+
+
 def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConfig:
     """The backbone's architecture, or a fresh one whose other sizes follow from its width."""
     if config.backbone:
@@ -105,54 +109,16 @@ def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConf
     )
 
 
-def batch_at_equal_cost(batch_size: int, num_latents: int, larger: int) -> int:
-    """Questions with `larger` latents each whose step costs about as much as `batch_size` with `num_latents`."""
-    return max(8, batch_size * 2 * num_latents // (num_latents + larger))
-
-
-class Curriculum:
-    """Which levels are open, by a running mean of the NLL at each."""
-
-    def __init__(self, levels: int, start: int, threshold: float) -> None:
-        self.levels, self.open, self._threshold = levels, min(start, levels), threshold
-        self._nll: dict[int, float] = {}
-
-    def open_at_least(self, level: int) -> None:
-        self.open = max(self.open, min(level, self.levels))
-
-    def draw(self, rng: random.Random) -> int:
-        """A level: the newest one in two of five draws while not all are open, else uniform."""
-        newest = self.open < self.levels and rng.random() < 0.4
-        return self.open if newest else rng.randint(1, self.open)
-
-    def update(self, levels: list[int], nll: list[float]) -> None:
-        for level in set(levels) - {0}:
-            values = [value for at, value in zip(levels, nll, strict=True) if at == level]
-            mean = sum(values) / len(values)
-            self._nll[level] = 0.9 * self._nll.get(level, 3.0) + 0.1 * mean
-        if self.open < self.levels and self._nll.get(self.open, 3.0) < self._threshold:
-            self.open += 1
-
-    def state_dict(self) -> dict[str, object]:
-        return {"open": self.open, "nll": self._nll}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        self.open, self._nll = state["open"], state["nll"]  # type: ignore[assignment]
-
-
 def main(config: SftConfig) -> None:
     """Train, resuming where an earlier run of the same output stopped; writes `reasoning_net.safetensors`."""
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
     accelerator = Accelerator()
-    rank, device = accelerator.process_index, accelerator.device
-    task = config.task.load()
+    task, device = config.task.load(), accelerator.device
     base = FrozenBase(config.model, device, compute_dtype(device), checkpointing=config.checkpointing)
     layout = base.layout(config.layout)
     ids = layout.token_ids(base.tokenizer)
-    net = ReasoningNet(network_config(config, base.hidden_size), embedding_rms(base.embed.weight)).to(device)
-    if config.backbone:
-        load_backbone(net, config.backbone)
+    net = new_network(config, base)
     optimizer = Optimizer(net, config.optimizer, config.steps)
     average = averaged(net, config.average_decay)
     trained = net if average is None else cast("ReasoningNet", average.module)  # what is saved
@@ -160,28 +126,16 @@ def main(config: SftConfig) -> None:
     run = Run(config.output / "run", net, optimizer, config.steps, "sft", average=average, is_main=accelerator.is_main_process)
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])
-    nested_sizes = tuple(n for n in NESTED_SIZES if n <= config.max_latents) or (config.max_latents,)
-    most = min(config.num_latents, config.max_latents)
-    distributed = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
-    think = compiled(distributed)
-    pools = Pools(task, base, curriculum, config)
+    think = compiled(accelerator.prepare_model(net) if accelerator.num_processes > 1 else net)
+    batches = Batches(task, base, curriculum, config.batch_size, config.max_prompt_tokens, config.max_reply_tokens)
     for step in run.steps(config.save_every):
         curriculum.open_at_least(int(task.levels * step / (config.all_levels_by * config.steps)))
         milestone_weight = config.milestone_weight if step < config.milestones_until * config.steps else 0.0
         for part in range(config.accumulate):
-            rng = random.Random(f"{config.seed}-{step}-{part}-{rank}")
-            batch, num_latents = pools.next(rng), most
-            if step >= config.nested_from * config.steps and rng.random() < 0.5:
-                num_latents = rng.choice(nested_sizes)
-            batch = batch[: batch_at_equal_cost(len(batch), most, num_latents)]
-            with autocast(device):
-                prompt = base.read([sample.prompt_ids for sample in batch])
-                latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
-                answers = answer_ids(base, [sample.example.reply for sample in batch])
-                logits = base.answer_logits(prompt, base.prefix(ids, latents), answers.clamp(min=0))
-            nll = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=-100, reduction="none")
-            nll = nll.view(answers.shape).sum(1)  # (B,), nats per reply
-            hints = milestone_loss(base, latents, [sample.example.milestones for sample in batch])
+            rng = random.Random(f"{config.seed}-{step}-{part}-{accelerator.process_index}")
+            batch, num_latents = batches.next(rng), draw_num_latents(config, step, rng)
+            batch = batch[: batch_at_equal_cost(len(batch), min(config.num_latents, config.max_latents), num_latents)]
+            nll, hints = losses(think, base, ids, batch, num_latents)
             accelerator.backward((nll.mean() + milestone_weight * hints) / config.accumulate)
             curriculum.update([sample.example.level for sample in batch], nll.tolist())
         optimizer.step(step)
@@ -197,58 +151,29 @@ def main(config: SftConfig) -> None:
     accelerator.end_training()
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    example: Example
-    prompt_ids: list[int]
+def draw_num_latents(config: SftConfig, step: int, rng: random.Random) -> int:
+    """In the nested part of the run, for half of the batches one of the `NESTED_SIZES` that the network can compute."""
+    if step >= config.nested_from * config.steps and rng.random() < 0.5:
+        return rng.choice(tuple(n for n in NESTED_SIZES if n <= config.max_latents) or (config.max_latents,))
+    return min(config.num_latents, config.max_latents)
 
 
-class Pools:
-    """Batches of prompts of like length, drawn by the curriculum."""
+def batch_at_equal_cost(batch_size: int, num_latents: int, larger: int) -> int:
+    """Questions with `larger` latents each whose step costs about as much as `batch_size` with `num_latents`."""
+    return max(8, batch_size * 2 * num_latents // (num_latents + larger))
 
-    def __init__(self, task: Task, base: FrozenBase, curriculum: Curriculum, config: SftConfig) -> None:
-        self._task, self._base, self._curriculum, self._config = task, base, curriculum, config
-        self._batches: list[list[_Sample]] = []
-        self._too_long = 0
 
-    def next(self, rng: random.Random) -> list[_Sample]:
-        if not self._batches:
-            self._batches = self._draw(rng)
-        return self._batches.pop()
-
-    def _draw(self, rng: random.Random) -> list[list[_Sample]]:
-        """`POOL_BATCHES` batches, in random order."""
-        streams: dict[int, Iterator[Example]] = {}
-        samples: list[_Sample] = []
-        size = self._config.batch_size
-        while len(samples) < POOL_BATCHES * size:
-            level = self._curriculum.draw(rng)
-            if level not in streams:
-                streams[level] = self._task.examples(rng.getrandbits(32), "train", level)
-            # The stream holds levels up to `level`: skip to one at it, or to an example outside the curriculum.
-            examples = list(itertools.islice(streams[level], 1))
-            while examples[-1].level not in (0, level) and len(examples) < 200:
-                examples.append(next(streams[level]))
-            sample = _Sample(examples[-1], self._base.prompt_ids(examples[-1].messages))
-            if self._fits(sample):
-                samples.append(sample)
-        samples.sort(key=lambda sample: len(sample.prompt_ids))
-        batches = [samples[at : at + size] for at in range(0, len(samples), size)]
-        for batch in batches:
-            rng.shuffle(batch)
-        rng.shuffle(batches)
-        return batches
-
-    def _fits(self, sample: _Sample) -> bool:
-        config = self._config
-        reply = len(self._base.tokenizer.encode(sample.example.reply, add_special_tokens=False))
-        fits = len(sample.prompt_ids) <= config.max_prompt_tokens and reply < config.max_reply_tokens
-        self._too_long += not fits
-        if not fits and self._too_long in (1, 100, 10_000):
-            logger.warning("%d examples were longer than --max-prompt-tokens or --max-reply-tokens.", self._too_long)
-        if self._too_long == 100_000:
-            raise StageError("100,000 examples were too long. Raise --max-prompt-tokens or --max-reply-tokens.")
-        return fits
+def losses(
+    think: Callable[..., Tensor], base: FrozenBase, layout: LayoutIds, batch: list[Sample], num_latents: int
+) -> tuple[Tensor, Tensor]:
+    """NLL (B,), in nats per reply, and the auxiliary loss."""
+    with autocast(base.device):
+        prompt = base.read([sample.prompt_ids for sample in batch])
+        latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
+        answers = answer_ids(base, [sample.example.reply for sample in batch])
+        logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
+    nll = cross_entropy(logits.float().transpose(1, 2), answers, ignore_index=-100, reduction="none")
+    return nll.sum(1), milestone_loss(base, latents, [sample.example.milestones for sample in batch])
 
 
 def answer_ids(base: FrozenBase, replies: list[str]) -> Tensor:

@@ -18,6 +18,7 @@ from reasoning_net.config import Conditioner
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import TransformersRollouts, greedy_accuracy
 from reasoning_net.stages import grpo, sft
+from reasoning_net.tables import table
 from reasoning_net.tasks import Task
 from reasoning_net.training import seconds_trained
 
@@ -82,6 +83,4 @@ def _result(
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows)])
+    return table(list(rows[0]), (row.values() for row in rows))

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 
 from reasoning_net.errors import StageError
-from server.ask import message
 
 
 class ServerGoneError(StageError):
@@ -38,7 +37,7 @@ class Answer:
         return (self.seconds - self.first_token_seconds) / (self.tokens - 1)
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> Answer:
+async def complete(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> Answer:
     """Send `body` as a streaming request that was due at `due` (perf_counter). Raises `ServerGoneError`."""
     body = body | {"stream": True, "stream_options": {"include_usage": True}}
     first: float | None = None
@@ -83,3 +82,12 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], due: float) -> An
 def _has_text(event: dict[str, Any]) -> bool:
     deltas = [choice["delta"] for choice in event.get("choices", ())]
     return any(delta.get("content") or delta.get("reasoning") for delta in deltas)
+
+
+def message(body: str) -> str:
+    """What a server says instead of an answer; its own words where it speaks OpenAI's protocol."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, LookupError, TypeError):
+        return body
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

@@ -12,6 +12,7 @@ from typing import Any
 from numpy import percentile
 
 from reasoning_net.plots import Points, plot_lines
+from reasoning_net.tables import table
 from server.bench.client import Answer
 from server.bench.load import ALONE, COMPARED, Load
 
@@ -26,7 +27,7 @@ Milliseconds = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Request:
     """One request."""
 
     arm: str
@@ -55,22 +56,23 @@ class Figures:
     milliseconds: Mapping[str, Milliseconds]
 
 
-def summarise(records: Sequence[Record]) -> list[Figures]:
+def summarise(records: Sequence[Request]) -> list[Figures]:
     """By load point, and within one by arm."""
     loads, arms = dict.fromkeys(record.load for record in records), dict.fromkeys(record.arm for record in records)
     groups = ([r for r in records if (r.load, r.arm) == key] for key in itertools.product(loads, arms))
     return [_figures(group) for group in groups if group]
 
 
-def _figures(records: Sequence[Record]) -> Figures:
+def _figures(records: Sequence[Request]) -> Figures:
     answers = [record.answer for record in records if not record.answer.error]
     rounds = [[r for r in records if r.round == round_] for round_ in sorted({r.round for r in records})]
     milliseconds = {}
     for name, measure in _MEASURES.items():
-        values = _milliseconds(answers, measure)
-        figures = (
-            {"mean": statistics.fmean(values)} | {f"p{q}": float(percentile(values, q)) for q in _QUANTILES} if values else {}
-        )
+        if values := _milliseconds(answers, measure):
+            quantiles = zip((f"p{q}" for q in _QUANTILES), percentile(values, _QUANTILES).tolist(), strict=True)
+            figures = {"mean": statistics.fmean(values)} | dict(quantiles)
+        else:
+            figures = {}
         milliseconds[name] = {key: round(value, 3) for key, value in figures.items()}
     return Figures(
         arm=records[0].arm,
@@ -90,7 +92,7 @@ def _milliseconds(answers: Sequence[Answer], measure: Callable[[Answer], float |
     return [seconds * 1000 for answer in answers if (seconds := measure(answer)) is not None]
 
 
-def _per_second(records: Sequence[Record], amount: Callable[[Answer], int]) -> float:
+def _per_second(records: Sequence[Request], amount: Callable[[Answer], int]) -> float:
     """What one turn brought, by the time from its start to its last answer."""
     seconds = max(record.started + record.answer.seconds for record in records)
     return sum(amount(record.answer) for record in records if not record.answer.error) / seconds
@@ -112,7 +114,7 @@ def ratios(figures: Sequence[Figures]) -> dict[str, float]:
     return {name: round(of[a] / of[b], 3) for name, of, a, b in wanted if of.get(a) and of.get(b)}
 
 
-def failures(records: Sequence[Record]) -> str:
+def failures(records: Sequence[Request]) -> str:
     """How many of each kind, with one example in the server's words."""
     answers = [record.answer for record in records if record.answer.error]
     counted = Counter(answer.error for answer in answers)
@@ -120,35 +122,31 @@ def failures(records: Sequence[Record]) -> str:
     return "; ".join(f"{count} × {error} ({examples[error]})" for error, count in counted.most_common())
 
 
-def markdown(records: Sequence[Record], note: str) -> str:
+def markdown(records: Sequence[Request], note: str) -> str:
     """Throughput, the three times, the ratios, and what failed."""
     figures = summarise(records)
-    lines = [*([note, ""] if note else [])]
-    lines += _row("load", "mode", "answers", "failed", "requests/s", "tokens/s", "tokens an answer", "answered by")
-    lines += ["|---" * 8 + "|"]
-    for f in figures:
-        failed = sum(f.errors.values())
-        modes = ", ".join(f"{mode} {count / (f.requests - failed):.0%}" for mode, count in f.modes.items())
-        per_second = (f"{f.requests_per_second:.2f}", f"{f.tokens_per_second:.1f}", f"{f.tokens:.1f}")
-        lines += _row(f.load, f.arm, f.requests - failed, failed, *per_second, modes or "–")
+    header = ("load", "mode", "answers", "failed", "requests/s", "tokens/s", "tokens an answer", "answered by")
+    parts = [*([note] if note else []), table(header, map(_throughput, figures))]
     for measure in _MEASURES:
-        lines += ["", *_row(f"{measure}, ms", "mode", "mean", *(f"p{q}" for q in _QUANTILES)), "|---" * 7 + "|"]
-        for f in figures:
-            if times := f.milliseconds[measure]:
-                lines += _row(f.load, f.arm, *(f"{value:.1f}" for value in times.values()))
+        measured = [(f, times) for f in figures if (times := f.milliseconds[measure])]
+        rows = ((f.load, f.arm, *(f"{value:.1f}" for value in times.values())) for f, times in measured)
+        parts.append(table((f"{measure}, ms", "mode", "mean", *(f"p{q}" for q in _QUANTILES)), rows))
     if found := ratios(figures):
-        lines += ["", "| ratio | |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in found.items())]
+        parts.append(table(("ratio", ""), ((name, f"{value:.2f}") for name, value in found.items())))
     if any(f.errors for f in figures):
-        lines += ["", f"Failed: {failures(records)}"]
-    return "\n".join(lines)
+        parts.append(f"Failed: {failures(records)}")
+    return "\n\n".join(parts)
 
 
-def _row(*cells: object) -> list[str]:
-    return [f"| {' | '.join(map(str, cells))} |"]
+def _throughput(f: Figures) -> tuple[object, ...]:
+    failed = sum(f.errors.values())
+    modes = ", ".join(f"{mode} {count / (f.requests - failed):.0%}" for mode, count in f.modes.items())
+    per_second = (f"{f.requests_per_second:.2f}", f"{f.tokens_per_second:.1f}", f"{f.tokens:.1f}")
+    return (f.load, f.arm, f.requests - failed, failed, *per_second, modes or "–")
 
 
 def write(
-    output: Path, records: Sequence[Record], config: Mapping[str, Any], environment: Mapping[str, Any], note: str,
+    output: Path, records: Sequence[Request], config: Mapping[str, Any], environment: Mapping[str, Any], note: str,
     problem: str | None,
 ) -> None:  # fmt: skip
     """`bench.json`, `bench.md`, `requests.jsonl`, and plots: how many answers had come by when, and the price of throughput."""
@@ -180,7 +178,7 @@ def _plot(series: Mapping[str, Points], path: Path, *, title: str, x: str, y: st
         plot_lines(series, path, title=title, x=x, y=y, log_x=True)
 
 
-def _distribution(records: Sequence[Record], figures: Figures, measure: str) -> list[tuple[float, float, float]]:
+def _distribution(records: Sequence[Request], figures: Figures, measure: str) -> list[tuple[float, float, float]]:
     """(milliseconds, share of answers that had come by then)."""
     answers = [r.answer for r in records if (r.arm, r.load) == (figures.arm, figures.load) and not r.answer.error]
     times = sorted(_milliseconds(answers, _MEASURES[measure]))

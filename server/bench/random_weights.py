@@ -16,17 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import torch
-import transformers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3Config
 
 from reasoning_net.bundle import Bundle, Manifest, fingerprint
-from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.config import SIZES, ReasoningNetConfig
 from reasoning_net.errors import StageError
 from reasoning_net.layout import default_layout
 from reasoning_net.model import ReasoningNet
@@ -36,10 +34,7 @@ NUM_LATENTS = 256
 NOTE = "Random weights: the answers are noise, and of fixed lengths. Only the times mean something."
 _START_SECONDS = 1800
 _MAX_PROMPT_TOKENS = 512
-_PAPER = {
-    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "head_dim": 128,
-}  # fmt: skip
+_PAPER = dict(zip(SIZES, (1024, 3072, 28, 16, 8, 128), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +53,16 @@ class Shape:
         """Of one token in the KV cache, in bf16."""
         return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
-    def config(self) -> dict[str, Any]:
-        """`config.json`."""
-        names = (*_PAPER, "vocab_size", "tie_word_embeddings")
-        return {name: getattr(self, name) for name in names} | {
-            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "hidden_act": "silu",
-            "transformers_version": transformers.__version__, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
-            "attention_bias": False, "eos_token_id": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000},
-        }  # fmt: skip
+    def config(self) -> Qwen3Config:
+        rope = {"rope_type": "default", "rope_theta": 1_000_000}
+        return Qwen3Config(
+            **asdict(self), architectures=["Qwen3ForCausalLM"], dtype="bfloat16", rope_parameters=rope,
+            max_position_embeddings=40_960, eos_token_id=2,
+        )  # fmt: skip
 
     def network(self) -> ReasoningNetConfig:
         """The paper's for models of a size that it may stand beside, else one of the base's own shape."""
-        own = {name: getattr(self, name) for name in _PAPER}
+        own = {name: getattr(self, name) for name in SIZES}
         sizes = _PAPER if self.hidden_size >= _PAPER["hidden_size"] else own
         return ReasoningNetConfig(
             base_hidden_size=self.hidden_size, num_latent_tokens=NUM_LATENTS, conditioner="last", rope_theta=1_000_000, **sizes
@@ -96,7 +88,7 @@ def write_base(shape: Shape, directory: Path) -> None:
     words |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}  # else they go to the end
     words |= {f"Ġword{token}": token for token in set(range(shape.vocab_size)) - set(words.values())}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
-    (directory / "config.json").write_text(json.dumps(shape.config(), indent=2))
+    shape.config().save_pretrained(directory)
 
 
 def write_bundle(shape: Shape, base: Path, directory: Path) -> None:

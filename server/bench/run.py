@@ -32,8 +32,8 @@ from tqdm import tqdm
 from reasoning_net.errors import StageError
 from reasoning_net.stages.evaluate import Arm
 from reasoning_net.tasks import TaskSpec
-from server.bench.client import ServerGoneError, ask
-from server.bench.figures import Record, failures, markdown, write
+from server.bench.client import ServerGoneError, complete
+from server.bench.figures import Request, failures, markdown, write
 from server.bench.load import COMPARED, Lengths, Load, Mix, arrivals
 
 
@@ -75,7 +75,7 @@ class Bench:
 
     def __init__(self, config: BenchConfig) -> None:
         self.config = config
-        self.records: list[Record] = []
+        self.records: list[Request] = []
         self.environment = _environment()
         self._task = config.task.load()
         self._run = secrets.token_hex(3)
@@ -104,9 +104,9 @@ class Bench:
         start = time.perf_counter()
 
         async def send(body: dict[str, Any], due: float) -> None:
-            answer = await ask(server.client, body, due)
+            answer = await complete(server.client, body, due)
             if round_ is not None:
-                self.records.append(Record(arm.name, load, round_, due - start, answer))
+                self.records.append(Request(arm.name, load, round_, due - start, answer))
             progress.update()
 
         async def closed(queue: Iterator[dict[str, Any]]) -> None:

@@ -24,6 +24,16 @@ class Metrics:
     """Created once per process: a series cannot be registered twice."""
 
     def __init__(self) -> None:
+        self._define_requests()
+        self._define_stages_and_tokens()
+        self._define_router()
+        for outcome in ("kept", "escalated"):
+            self._checks.labels(outcome)
+        for reason in FALLBACKS:
+            self._fallbacks.labels(reason)
+        self._failures.labels("unknown", "engine")
+
+    def _define_requests(self) -> None:
         by_mode = ["requested", "mode"]
         self._requests = Counter(
             "latentserve_requests", "Answered requests by requested and effective mode.", [*by_mode, "reason"]
@@ -47,6 +57,8 @@ class Metrics:
         self._per_token = Histogram(
             "latentserve_time_per_output_token_seconds", "Of streams, after the first token.", by_mode, buckets=_SECONDS
         )
+
+    def _define_stages_and_tokens(self) -> None:
         self._stage = Histogram(
             "latentserve_stage_seconds",
             "Where the seconds went; the stages add up to the request: `gateway` (up to the engine), `queue` (waiting for room "
@@ -70,17 +82,19 @@ class Metrics:
         self._saved = Counter(
             "latentserve_thinking_tokens_saved", "What auto's answers without a chain were expected to have cost with one."
         )
+        self._amplification = Histogram(
+            "latentserve_amplification", "Generated ÷ prompt tokens of a request, by a hash of its key.", ["key"],
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+        )  # fmt: skip
+        self._keys: set[str] = set()
+
+    def _define_router(self) -> None:
         self._score = Histogram(
             "latentserve_router_score",
             "P(correct) that decided, of mode auto.",
             ["mode"],
             buckets=_SHARES,
         )
-        self._amplification = Histogram(
-            "latentserve_amplification", "Generated ÷ prompt tokens of a request, by a hash of its key.", ["key"],
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-        )  # fmt: skip
-        self._keys: set[str] = set()
         self._checks = Counter(
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
         )
@@ -99,11 +113,6 @@ class Metrics:
             "Accuracy that the other mode is estimated to have brought, summed over shadows.",
             ["mode"],
         )
-        for outcome in ("kept", "escalated"):
-            self._checks.labels(outcome)
-        for reason in FALLBACKS:
-            self._fallbacks.labels(reason)
-        self._failures.labels("unknown", "engine")
 
     def watch_drift(self, psi: Callable[[], float | None]) -> None:
         """`psi` is asked at each scrape."""

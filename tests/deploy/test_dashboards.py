@@ -156,27 +156,27 @@ def broken_bundle(tmp_path: Path) -> Path:
     return directory
 
 
+def send(target: str, question: Question, mode: str, max_tokens: int) -> None:
+    body = {"model": "demo", "mode": mode, "messages": [{"role": "user", "content": question.question}]}
+    with contextlib.suppress(httpx.TransportError):  # the server will be killed
+        httpx.post(f"{target}/v1/chat/completions", json=body | {"max_tokens": max_tokens, "ignore_eos": True}, timeout=300)
+
+
+def flood(pool: ThreadPoolExecutor, target: str, question: Question, seconds: float) -> None:
+    """More than two sequences at a time can answer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pool.submit(send, target, question, "explicit", 1000)
+        pool.submit(send, target, question, "latent", 1000)
+        time.sleep(0.2)
+
+
 @pytest.mark.timeout(600)  # alerts wait for their intervals, and there are three
 @needs_prometheus
 def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
     tmp_path: Path, broken_bundle: Path, asked: list[Question]
 ) -> None:
     """With the intervals that we ship: latents that are not finite, a queue that grows, a server that was killed."""
-
-    def send(mode: str, max_tokens: int) -> None:
-        messages = [{"role": "user", "content": asked[0].question}]
-        body = {"model": "demo", "mode": mode, "messages": messages, "max_tokens": max_tokens, "ignore_eos": True}
-        with contextlib.suppress(httpx.TransportError):  # it will be killed
-            httpx.post(f"{target}/v1/chat/completions", json=body, timeout=300)
-
-    def flood(seconds: float) -> None:
-        """More than two sequences at a time can answer."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            pool.submit(send, "explicit", 1000)
-            pool.submit(send, "latent", 1000)
-            time.sleep(0.2)
-
     flags = ("--bundle", str(broken_bundle), "--max-num-seqs", "2")
     with (
         ThreadPoolExecutor(400) as pool,
@@ -186,10 +186,10 @@ def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
         assert until(30, lambda: httpx.get(f"{url}/-/ready").is_success)
         assert until(30, lambda: overview(url, "Servers that answer", "{{instance}}") == [1])
         assert httpx.get(f"{target}/ready").status_code == 503
-        asking = pool.submit(lambda: [(send("latent", 1), time.sleep(0.5)) for _ in range(100)])
+        asking = pool.submit(lambda: [(send(target, asked[0], "latent", 1), time.sleep(0.5)) for _ in range(100)])
         assert until(15, lambda: max(overview(url, "Fallbacks", "{{reason}}"), default=0) > 0)
         assert until(60, lambda: "Fallbacks" in firing(url))
-        flooding = pool.submit(flood, 60)
+        flooding = pool.submit(flood, pool, target, asked[0], 60)
         assert until(15, lambda: max(overview(url, "Saturation", "waiting"), default=0) > 0)
         assert until(15, lambda: max(overview(url, "Saturation", "waiting for latents"), default=0) > 0)
         assert until(60, lambda: "QueueGrows" in firing(url))

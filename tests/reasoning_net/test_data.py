@@ -3,9 +3,8 @@ import json
 import logging
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 from reasoning_net.data import PRESETS, DataTask, parse_columns
 from reasoning_net.demo.questions import split_of
@@ -56,7 +55,7 @@ def test_bad_rows_are_counted_and_named_by_line(tmp_path: Path, caplog: pytest.L
 
 def test_parquet_and_own_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pa.table({"prompt": ["1+1?", "2+2?"], "target": [2, 4]}), path)
+    Dataset.from_dict({"prompt": ["1+1?", "2+2?"], "target": [2, 4]}).to_parquet(path)
     task = DataTask(str(path), parse_columns(None, "question=prompt,answer=target"), whole=True)
     assert sorted(example.answer for example in task.examples(0, "test")) == ["2", "4"]
 

@@ -23,8 +23,8 @@ from typer.testing import CliRunner, Result
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
-from server.bench.client import Answer, ServerGoneError, ask
-from server.bench.figures import Record, markdown, ratios, summarise
+from server.bench.client import Answer, ServerGoneError, complete
+from server.bench.figures import Request, markdown, ratios, summarise
 from server.bench.load import ALONE, Lengths, Load, arrivals, load_points, mixes
 from server.bench.random_weights import SHAPES, write_base, write_bundle
 from server.cli import app
@@ -38,9 +38,9 @@ def bench(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments])
 
 
-def answered(arm: str, load: Load, round_: int, started: float, seconds: float, **fields: object) -> Record:
+def answered(arm: str, load: Load, round_: int, started: float, seconds: float, **fields: object) -> Request:
     values = {"first_token_seconds": seconds / 2, "tokens": 5, "mode": arm} | fields
-    return Record(arm, load, round_, started, Answer(seconds, **values))
+    return Request(arm, load, round_, started, Answer(seconds, **values))
 
 
 def test_arrivals_are_a_poisson_process() -> None:
@@ -163,7 +163,7 @@ END = event(usage={"completion_tokens": 2}, route={"mode": "latent"}) + "data: [
 async def test_what_goes_wrong_has_a_kind(status: int, content: str, error: str | None) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text=content))
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        answer = await ask(client, {"mode": "latent"}, due=0.0)
+        answer = await complete(client, {"mode": "latent"}, due=0.0)
     assert answer.error == error
     if error is None:
         assert (answer.tokens, answer.mode) == (2, "latent")
@@ -173,7 +173,7 @@ async def test_what_goes_wrong_has_a_kind(status: int, content: str, error: str 
 async def test_a_request_that_is_sent_late_has_waited() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=TEXT + END))
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        answer = await ask(client, {"mode": "latent"}, due=time.perf_counter() - 60)
+        answer = await complete(client, {"mode": "latent"}, due=time.perf_counter() - 60)
     assert answer.first_token_seconds is not None
     assert answer.seconds >= answer.first_token_seconds >= 60
 
@@ -181,13 +181,13 @@ async def test_a_request_that_is_sent_late_has_waited() -> None:
 @pytest.mark.parametrize(("kind", "error"), [(httpx.ReadTimeout, "timeout"), (httpx.RemoteProtocolError, "connection")])
 async def test_a_broken_connection_is_counted(kind: type[httpx.TransportError], error: str) -> None:
     async with client_that_fails(kind) as client:
-        assert (await ask(client, {}, due=0.0)).error == error
+        assert (await complete(client, {}, due=0.0)).error == error
 
 
 async def test_a_refused_connection_ends_the_run() -> None:
     async with client_that_fails(httpx.ConnectError) as client:
         with pytest.raises(ServerGoneError, match="http://server cannot be reached any more"):
-            await ask(client, {}, due=0.0)
+            await complete(client, {}, due=0.0)
 
 
 def client_that_fails(kind: type[httpx.TransportError]) -> httpx.AsyncClient:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reasoning_net.errors import StageError
-from reasoning_net.stages.evaluate import Arm, EvalConfig, Record, main, summarise
+from reasoning_net.stages.evaluate import Arm, EvalConfig, Graded, main, summarise
 
 
 def test_arms() -> None:
@@ -16,8 +16,8 @@ def test_arms() -> None:
             Arm.parse(wrong)
 
 
-def record(seed: int, correct: list[bool]) -> Record:
-    return Record("latent", seed, "counting", 1, correct, 6.0, 0.1, "latent", 0.5)
+def record(seed: int, correct: list[bool]) -> Graded:
+    return Graded("latent", seed, "counting", 1, correct, 6.0, 0.1, "latent", 0.5)
 
 
 def test_pass_at_k_and_errors_over_seeds() -> None:

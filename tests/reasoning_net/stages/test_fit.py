@@ -12,17 +12,9 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.stages import fit as fitting
-from reasoning_net.stages.fit import (
-    Answers,
-    FitConfig,
-    Observations,
-    calibration_outcomes,
-    check_features,
-    fit,
-    fit_confidence,
-    predict,
-    report,
-)
+from reasoning_net.stages.fit import FitConfig, calibration_outcomes, check_features, fit_confidence, report
+from reasoning_net.stages.observe import Answers, Observations
+from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import DemoTask
 from router.figures import auroc, calibration_error
 from router.policy import Mode
@@ -53,7 +45,7 @@ def observations(n: int, seed: int) -> Observations:
 
 def test_a_probe_learns_chances_and_lengths_and_is_calibrated() -> None:
     held = observations(1500, seed=1)
-    probe = fit(observations(4000, seed=0), ("last",))
+    probe = train_probe(observations(4000, seed=0), ("last",))
     scores = predict(probe, held)
     right = held.features["last"][:, 0] * held.features["last"][:, 1] > 0
     assert auroc(scores["direct"], right.float()) > 0.9
@@ -65,7 +57,7 @@ def test_a_probe_learns_chances_and_lengths_and_is_calibrated() -> None:
     )
     assert figures["auroc of baselines for direct"]["steps"] == pytest.approx(0.5, abs=0.05)
     assert figures["brier"]["direct"] < 0.2
-    linear = predict(fit(observations(4000, seed=0), ("last",), hidden_size=0), held)
+    linear = predict(train_probe(observations(4000, seed=0), ("last",), hidden_size=0), held)
     assert auroc(linear["direct"], right.float()) < 0.7
 
 
@@ -76,7 +68,7 @@ def test_layers_are_mixed_by_what_they_are_worth() -> None:
         return replace(observed, features={"last": torch.cat([noise, observed.features["last"], noise], dim=1)})
 
     held = with_layers(1500, seed=1)
-    probe = fit(with_layers(4000, seed=0), ("last",), layers=(1, 2))
+    probe = train_probe(with_layers(4000, seed=0), ("last",), layers=(1, 2))
     assert probe.mix.argmax() == 1
     informed = held.features["last"][:, 8] * held.features["last"][:, 9] > 0
     assert auroc(predict(probe, held)["direct"], informed.float()) > 0.85
@@ -93,7 +85,7 @@ def test_features_that_are_not_there(features: tuple[str, ...], layers: tuple[in
 
 def test_confidence_says_how_likely_an_answer_is_right() -> None:
     held = observations(1500, seed=1)
-    scores = predict(fit(observations(4000, seed=0), ("last",)), held)
+    scores = predict(train_probe(observations(4000, seed=0), ("last",)), held)
     outcomes, confidence = calibration_outcomes(held, scores, Mode.DIRECT)
     posteriors = torch.tensor([confidence.posterior(o.scores.direct, o.confidence) for o in outcomes])
     right = torch.tensor([o.correct[Mode.DIRECT] for o in outcomes])

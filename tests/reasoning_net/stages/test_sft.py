@@ -9,7 +9,7 @@ import torch
 
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
-from reasoning_net.stages.sft import Curriculum, SftConfig, load_net, main
+from reasoning_net.stages.sft import SftConfig, load_net, main
 
 
 def small(tiny_base: Path, output: Path, steps: int) -> SftConfig:
@@ -66,19 +66,6 @@ def test_the_base_never_gets_a_gradient(tiny_base: Path) -> None:
     assert latents.grad is not None
     assert latents.grad.abs().sum() > 0
     assert all(p.grad is None for p in base.model.parameters())
-
-
-def test_curriculum_opens_levels_one_by_one() -> None:
-    curriculum = Curriculum(levels=3, start=1, threshold=0.5)
-    for _ in range(100):
-        curriculum.update([1, 0], [0.1, 9.0])
-    assert curriculum.open == 2
-    for _ in range(100):
-        curriculum.update([1, 2], [0.1, 2.0])
-    assert curriculum.open == 2
-    for _ in range(100):
-        curriculum.update([2, 3], [0.1, 0.1])
-    assert curriculum.open == 3
 
 
 def test_two_processes_train_one_network(tiny_base: Path, tmp_path: Path) -> None:
