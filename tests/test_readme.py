@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for folder in ("", "server", "router", "reasoning_net", "deploy") for path in (ROOT / folder).glob("*.md"))
 _CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
+_MAPPED = re.compile(r" *\w+[./][\w./ ]*? {2,}\S")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -22,18 +23,19 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in _HEADING.findall(prose(page))}
 
 
-def named_in_map(text: str) -> Iterator[str]:
-    """Paths in the tree of the chapter "The map": the name before the gap, and files that its comment names."""
-    (tree,) = re.findall(r"^## The map$.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def named_in_map(page: Path) -> Iterator[Path]:
+    """Paths in a page's annotated tree: the names before the gap, and files and folders that the comment after it names."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    tree = next(block for block in blocks if all(map(_MAPPED.match, block.splitlines())))
     folders: list[str] = []
     for line in tree.splitlines():
-        name, comment = re.split(r" {2,}", line.strip(), maxsplit=1)
+        names, comment = re.split(r" {2,}", line.strip(), maxsplit=1)
         depth = (len(line) - len(line.lstrip())) // 2
-        path = "".join(folders[:depth]) + name
-        yield path
-        if name.endswith("/"):
-            folders[depth:] = [name]
-            yield from (path + word for word in re.findall(r"(?<![\w/])\w+(?:\.(?:py|sh|yaml)|/(?!\w))", comment))
+        parent = page.parent.joinpath(*folders[:depth])
+        yield from (parent / name for name in names.split())
+        if names.endswith("/"):
+            folders[depth:] = [names]
+            yield from (parent / names / word for word in re.findall(r"(?<![\w/])\w+(?:\.(?:py|sh|yaml)|/(?!\w))", comment))
 
 
 def test_front_page_is_short() -> None:
@@ -52,7 +54,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{link}: {sorted(anchors(target))}"
 
 
-def test_map_is_of_this_house() -> None:
-    paths = list(named_in_map((ROOT / "README.md").read_text()))
-    assert len(paths) > 30
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize(("folder", "least"), [(".", 30), ("router", 8), ("reasoning_net", 9), ("deploy", 4)])
+def test_maps_are_of_this_house(folder: str, least: int) -> None:
+    paths = list(named_in_map(ROOT / folder / "README.md"))
+    assert len(paths) >= least
+    assert [str(path.relative_to(ROOT)) for path in paths if not path.exists()] == []
