@@ -32,7 +32,10 @@ class Completion:
     @property
     def route(self) -> dict[str, Any]:
         """What our servers say of the way that a request took."""
-        return dict((self.content.model_extra or {})["route"])
+        route = (self.content.model_extra or {}).get("route")
+        if route is None:
+            raise StageError("The answer does not say in which mode it was given: is this another server?")
+        return dict(route)
 
     @property
     def tokens(self) -> int:
