@@ -71,7 +71,7 @@ def test_traces_resume_behind_the_last_full_batch(
     engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(traces, "VllmRollouts", lambda *_: engine)
-    config = traces.TracesConfig(str(DEMO_MODEL), tmp_path, split="validation", n=12, batch_size=4)
+    config = traces.TracesConfig(output=tmp_path, split="validation", n=12, batch_size=4)
     counts = traces.main(config)
     assert counts["questions"] == 12
     assert counts["correct"] > 0.8
@@ -92,10 +92,8 @@ def test_traces_resume_behind_the_last_full_batch(
 def test_trajectory_drops_tokens_and_steps(engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "VllmRollouts", lambda *_: engine)
     monkeypatch.setattr(trajectory, "VllmRollouts", lambda *_: engine)
-    traces.main(traces.TracesConfig(str(DEMO_MODEL), tmp_path, split="validation", n=16, batch_size=16))
-    config = trajectory.TrajectoryConfig(
-        str(DEMO_MODEL), tmp_path / "traces.jsonl", tmp_path / "out", TaskSpec(), rates=(0.0, 0.5), seeds=2
-    )
+    traces.main(traces.TracesConfig(output=tmp_path, split="validation", n=16, batch_size=16))
+    config = trajectory.TrajectoryConfig(traces=tmp_path / "traces.jsonl", output=tmp_path / "out", rates=(0.0, 0.5), seeds=2)
     table = trajectory.main(config)
     assert "| tokens |" in table
     assert "| steps |" in table
@@ -108,4 +106,4 @@ def test_trajectory_drops_tokens_and_steps(engine: VllmRollouts, tmp_path: Path,
 def test_no_finished_chain_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_text("")
     with pytest.raises(StageError, match="no finished chain"):
-        trajectory.main(trajectory.TrajectoryConfig(str(DEMO_MODEL), tmp_path / "traces.jsonl", tmp_path, TaskSpec()))
+        trajectory.main(trajectory.TrajectoryConfig(traces=tmp_path / "traces.jsonl", output=tmp_path))

@@ -19,7 +19,6 @@ from pathlib import Path
 import httpx
 import pytest
 from transformers import AutoTokenizer
-from typer.testing import CliRunner, Result
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
@@ -27,15 +26,14 @@ from server.bench.client import Answer, ServerGoneError, complete
 from server.bench.figures import Request, markdown, ratios, summarise
 from server.bench.load import ALONE, Lengths, Load, arrivals, load_points, mixes
 from server.bench.random_weights import SHAPES, write_base, write_bundle
-from server.cli import app
 from server.settings import DEMO_MODEL
-from tests.server.test_stages import failure
+from tests.server.cli import Ended, failure, run
 
 BUSY = Load("closed", 64)
 
 
-def bench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["bench", *arguments])
+def bench(*arguments: str) -> Ended:
+    return run("bench", *arguments)
 
 
 def answered(arm: str, load: Load, round_: int, started: float, seconds: float, **fields: object) -> Request:
@@ -245,7 +243,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_has_measured(tmp_path: Path, then
         "--url", stub.url, "--modes", "latent", "--concurrency", "1", "--requests", "160", "--warmup", "0", "--output",
         str(tmp_path),
     )  # fmt: skip
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert sentence in result.stderr.splitlines()[-1]
     content = json.loads((tmp_path / "bench.json").read_text())
@@ -264,7 +262,7 @@ def test_all_arms_at_all_load_points(server: str, tmp_path: Path) -> None:
         "--url", server, "--compare", server, "--concurrency", "1,3", "--rate", "20", "--requests", "4", "--rounds", "2",
         "--warmup", "1", "--max-tokens", "6", "--mix", "direct:1,latent:1", "--api-key", "secret", "--output", str(tmp_path),
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     content = json.loads((tmp_path / "bench.json").read_text())
     assert "secret" not in (tmp_path / "bench.json").read_text()
     assert content["problem"] is None

@@ -5,7 +5,6 @@ from reasoning_net.stages.calibrate import calibrate
 from reasoning_net.stages.evaluate_router import Asked, RouterEvalConfig, forecasts, main
 from router.calibration import Confidence, Target
 from router.policy import Mode
-from server.settings import DEMO_BUNDLE
 from tests.reasoning_net.stages.test_calibrate import outcomes
 
 
@@ -21,7 +20,7 @@ def test_a_signal_is_measured_by_how_it_ranks_answers_and_how_true_it_is() -> No
 
 
 async def test_over_http(server: str, tmp_path: Path) -> None:
-    config = RouterEvalConfig(DEMO_BUNDLE, server, tmp_path, n=12, shares=(0.3,), concurrency=8)
+    config = RouterEvalConfig(url=server, output=tmp_path, n=12, shares=(0.3,), concurrency=8)
     text = await main(config)
     assert "| auto, explicit_share 0.3 |" in text
     assert "| probe and answer |" in text

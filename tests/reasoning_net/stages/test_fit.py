@@ -18,7 +18,7 @@ from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import DemoTask
 from router.figures import auroc, calibration_error
 from router.policy import Mode
-from server.settings import DEMO_BUNDLE, DEMO_MODEL
+from server.settings import DEMO_BUNDLE
 
 
 def observations(n: int, seed: int) -> Observations:
@@ -108,7 +108,7 @@ def test_a_chain_without_an_end_is_no_answer() -> None:
 def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_path: Path, base: FrozenBase) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(DEMO_BUNDLE, bundle)
-    config = FitConfig(str(DEMO_MODEL), bundle, n=120, explicit_questions=20, samples=2, max_thinking_tokens=512)
+    config = FitConfig(bundle=bundle, n=120, explicit_questions=20, samples=2, max_thinking_tokens=512)
     figures = fitting.main(config)
     assert set(figures["accuracy"]) == {"direct", "latent", "explicit"}
     assert figures["accuracy"]["explicit"] > figures["accuracy"]["direct"]

@@ -7,14 +7,13 @@ import torch
 
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.rollouts import Sampling
 from reasoning_net.stages import grpo
 from reasoning_net.stages.grpo import GrpoConfig, grpo_loss
 from reasoning_net.stages.sft import SftConfig, load_net
 from reasoning_net.stages.sft import main as sft
 from reasoning_net.tasks import DemoTask, TaskSpec
 
-CONFIG = GrpoConfig("", Path(), Path(), kl_weight=0.0)
+CONFIG = GrpoConfig(init=Path(), output=Path(), kl_weight=0.0)
 
 
 def test_the_loss_is_the_clipped_policy_gradient() -> None:
@@ -54,15 +53,15 @@ class EvenTask(DemoTask):
 def test_a_short_run_learns_from_rewards_and_resumes(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sft(
         SftConfig(
-            str(tiny_base), tmp_path / "sft", steps=2, batch_size=8, num_latents=4, max_latents=8, conditioner="all",
-            hidden_size=32, num_layers=1,
+            model=str(tiny_base), output=tmp_path / "sft", steps=2, batch_size=8, num_latents=4, max_latents=8,
+            conditioner="all", hidden_size=32, num_layers=1,
         )
     )  # fmt: skip
     monkeypatch.setattr(TaskSpec, "load", lambda self: EvenTask())
     config = GrpoConfig(
-        str(tiny_base), tmp_path / "sft", tmp_path / "grpo", steps=4, questions=8, num_latents=4,
-        sampling=Sampling(max_tokens=6, temperature=1.0, copies=4), backend="transformers", evaluate_on=8, inner_steps=2,
-        shapings=("seed", "d3s"),
+        model=str(tiny_base), init=tmp_path / "sft", output=tmp_path / "grpo", steps=4, questions=8, num_latents=4,
+        sampling=grpo.GrpoSampling(max_tokens=6, temperature=1.0, top_p=1.0, copies=4), backend="transformers",
+        evaluate_on=8, inner_steps=2, shapings=("seed", "d3s"),
     )  # fmt: skip
     grpo.main(replace(config, steps=2))
     (tmp_path / "grpo" / "run" / "state.pt").rename(tmp_path / "state.pt")
@@ -80,7 +79,7 @@ def test_a_short_run_learns_from_rewards_and_resumes(tiny_base: Path, tmp_path: 
 
 def test_unknown_shapings_are_named(tiny_base: Path) -> None:
     with pytest.raises(StageError, match="no shaping luck"):
-        grpo.main(GrpoConfig(str(tiny_base), Path(), Path(), shapings=("luck",)))
+        grpo.main(GrpoConfig(model=str(tiny_base), init=Path(), output=Path(), shapings=("luck",)))
 
 
 @torch.no_grad()

@@ -5,8 +5,7 @@ import pytest
 
 from reasoning_net.errors import StageError
 from reasoning_net.stages.replay import ReplayConfig, main
-from router.router import Options
-from server.settings import DEMO_BUNDLE
+from router.calibration import Target
 
 
 def log(path: Path) -> Path:
@@ -23,13 +22,13 @@ def log(path: Path) -> Path:
 
 def test_another_setting_changes_decisions(tmp_path: Path) -> None:
     path = log(tmp_path / "decisions.jsonl")
-    never = main(ReplayConfig(path, DEMO_BUNDLE, Options(policy="always-latent")))
+    never = main(ReplayConfig(path, policy="always-latent"))
     assert (never["decisions"], never["unreadable lines"], never["changed"]) == (4, 1, 2)
     assert never["modes replayed"] == {"latent": 4}
-    always = main(ReplayConfig(path, DEMO_BUNDLE, Options(policy="always-explicit")))
+    always = main(ReplayConfig(path, policy="always-explicit"))
     assert (always["expected accuracy"], always["expected tokens"]) == (1.0, 200.0)
     assert never["expected accuracy"] < 0.95
-    half = main(ReplayConfig(path, DEMO_BUNDLE, Options(explicit_share=0.5)))
+    half = main(ReplayConfig(path, target=Target(explicit_share=0.5)))
     assert set(half["modes replayed"]) == {"latent", "explicit"}
     assert never["expected tokens"] < half["expected tokens"] < 210
 
@@ -39,4 +38,4 @@ def test_a_log_without_decisions_is_refused(tmp_path: Path) -> None:
     empty.write_text("")
     for path in (empty, tmp_path / "missing.jsonl"):
         with pytest.raises(StageError, match="no"):
-            main(ReplayConfig(path, DEMO_BUNDLE, Options()))
+            main(ReplayConfig(path))

@@ -14,8 +14,8 @@ from reasoning_net.stages.sft import SftConfig, load_net, main
 
 def small(tiny_base: Path, output: Path, steps: int) -> SftConfig:
     return SftConfig(
-        str(tiny_base), output, steps=steps, batch_size=8, num_latents=4, max_latents=8, conditioner="all", hidden_size=32,
-        num_layers=1, start_level=1,
+        model=str(tiny_base), output=output, steps=steps, batch_size=8, num_latents=4, max_latents=8, conditioner="all",
+        hidden_size=32, num_layers=1, start_level=1,
     )  # fmt: skip
 
 

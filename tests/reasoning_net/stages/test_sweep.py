@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from reasoning_net.rollouts import Sampling
 from reasoning_net.stages import grpo, sft, sweep
 
 
 def test_a_sweep_fills_one_table_and_keeps_what_is_finished(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = sft.SftConfig(str(tiny_base), tmp_path, steps=2, batch_size=8, hidden_size=32, num_layers=1)
+    first = sweep.SweepSft(model=str(tiny_base), output=tmp_path, steps=2, batch_size=8, hidden_size=32, num_layers=1)
     second = grpo.GrpoConfig(
-        "", tmp_path, tmp_path, steps=1, questions=4, sampling=Sampling(6, 1.0, 1.0, 2), backend="transformers", evaluate_on=0
-    )
+        init=tmp_path, output=tmp_path, steps=1, questions=4, sampling=grpo.GrpoSampling(6, 1.0, 1.0, 2),
+        backend="transformers", evaluate_on=0,
+    )  # fmt: skip
     config = sweep.SweepConfig(first, second, num_latents=(4, 8), conditioners=("last",), test_on=8)
     table = sweep.main(config)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
