@@ -34,7 +34,13 @@ def answers(http: httpx.Client, asked: list[Question], mode: str, **options: Any
     """Greedy answers with their log-probabilities."""
     body = {"model": "demo", "mode": mode, "temperature": 0, "logprobs": True} | options
     choices = [http.post(CHAT, json=body | {"messages": messages(q)}).json()["choices"][0] for q in asked]
-    return [[(token["token"], round(token["logprob"], 3)) for token in choice["logprobs"]["content"]] for choice in choices]
+    return [[(token["token"], token["logprob"]) for token in choice["logprobs"]["content"]] for choice in choices]
+
+
+def same(before: list[Any], after: list[Any]) -> bool:
+    """Token by token, with log-probabilities that differ by no more than a batch's arithmetic."""
+    pairs = [pair for answer in zip(before, after, strict=True) for pair in zip(*answer, strict=True)]
+    return all(one[0] == other[0] and abs(one[1] - other[1]) < 2e-3 for one, other in pairs)
 
 
 async def post_all(server: str, path: str, bodies: list[dict[str, Any]], **headers: str) -> list[int]:
@@ -68,7 +74,7 @@ async def test_forced_placeholders_change_no_answer(
     codes = await post_all(server, "/v1/completions", bodies)
     assert set(codes) <= {200, 400}
     assert codes.count(400) >= ATTEMPTS // 2
-    assert answers(http, victims, "latent") == before
+    assert same(before, answers(http, victims, "latent"))
 
 
 def not_finite(rows: int, hidden_size: int) -> str:
@@ -93,7 +99,7 @@ def test_embeddings_enter_by_no_route(http: httpx.Client, base: FrozenBase, aske
     ):
         response = http.post(path, json={"model": "demo"} | body)
         assert response.status_code == 400, (path, response.text)
-    assert answers(http, asked[:4], "direct") == before
+    assert same(before, answers(http, asked[:4], "direct"))
 
 
 def test_side_doors_are_not_there(http: httpx.Client, asked: list[Question]) -> None:
