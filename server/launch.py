@@ -22,8 +22,11 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     _check_model(settings)
     _check_bundle(settings)
     _check_memory(settings)
+    from reasoning_net.bundle import Bundle
     from reasoning_net.rollouts import prepare_environment
 
+    if settings.bundle_directory:
+        Bundle.load(settings.bundle_directory)  # what is wrong with its weights is said before vLLM is loaded
     prepare_environment(settings.model, settings.kv_cache_gib)
     os.environ.setdefault("OTEL_SERVICE_NAME", "latentserve")
     if settings.log_format == "json":

@@ -55,6 +55,19 @@ def test_unknown_bundle_field(tmp_path: Path) -> None:
     assert "surprise" in start("--bundle", str(other))
 
 
+def test_broken_bundles_and_misspelt_flags_are_one_sentence(tmp_path: Path) -> None:
+    other = tmp_path / "bundle"
+    shutil.copytree(DEMO_BUNDLE, other)
+    weights = other / "reasoning_net.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for flags, sentence in (
+        (["--bundle", str(other)], f"{weights} cannot be read"),
+        (["--max-modl-len", "512"], "There is no flag --max-modl-len. Did you mean --max-model-len?"),
+    ):
+        (said,) = [line for line in start(*flags).splitlines() if line.startswith("latentserve: ")]
+        assert sentence in said
+
+
 def test_policies_that_cannot_be_had(tmp_path: Path) -> None:
     other = tmp_path / "bundle"
     shutil.copytree(DEMO_BUNDLE, other)
@@ -97,6 +110,7 @@ def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTSERVE_KV_CACHE_GIB", "100000")
     assert "100000 GiB, but only" in start()
+    assert "99999 GiB, but only" in start("--kv-cache-gib", "99999")
 
 
 def test_occupied_port() -> None:
