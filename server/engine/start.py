@@ -54,6 +54,26 @@ def _given(flags: Sequence[str]) -> set[str]:
     return names | {"--" + name.removeprefix("--no-") for name in names}
 
 
+def _defaults(settings: Settings, bundle: Bundle | None) -> list[list[str]]:
+    """Our own, flag by flag."""
+    flags = [["--reasoning-parser", bundle.manifest.reasoning_parser if bundle else "qwen3"]]
+    if settings.device == "cpu":
+        flags.append(["--block-size", str(CPU_BLOCK_SIZE)])
+    if settings.is_demo:
+        flags += [
+            ["--served-model-name", "demo"],
+            ["--tool-call-parser", "hermes"],
+            ["--enable-auto-tool-choice"],
+            ["--dtype", "float32" if settings.device == "cpu" else "bfloat16"],
+            ["--max-model-len", "2048"],
+            # Left free, a model that has never seen JSON fills it with white space.
+            ["--structured-outputs-config.backend", "xgrammar"],
+            ["--structured-outputs-config.disable_any_whitespace", "true"],
+            ["--enforce-eager"],  # a model of three million parameters: starting faster beats compiling
+        ]
+    return flags
+
+
 def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | None) -> Namespace:
     """vLLM's own flags. Those that the user gives win over those in the user's `--config` file, and both over our defaults."""
     parser = make_arg_parser(_Parser(prog="latentserve serve"))
@@ -61,28 +81,13 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     if file:
         flags = [*parser.load_config_file(str(file)), *flags]
     given = _given(flags)
-    defaults = ["--model", settings.model, "--host", settings.host, "--port", str(settings.port)]
-    defaults += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
-
-    def default(flag: str, *values: str) -> None:
+    ours = ["--model", settings.model, "--host", settings.host, "--port", str(settings.port)]
+    ours += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
+    for flag, *values in _defaults(settings, bundle):
         name = flag.replace("_", "-")
         if name not in given and name.split(".")[0] not in given:
-            defaults.extend([flag, *values])
-
-    default("--reasoning-parser", bundle.manifest.reasoning_parser if bundle else "qwen3")
-    if settings.device == "cpu":
-        default("--block-size", str(CPU_BLOCK_SIZE))
-    if settings.is_demo:
-        default("--served-model-name", "demo")
-        default("--tool-call-parser", "hermes")
-        default("--enable-auto-tool-choice")
-        default("--dtype", "float32" if settings.device == "cpu" else "bfloat16")
-        default("--max-model-len", "2048")
-        # Left free, a model that has never seen JSON fills it with white space.
-        default("--structured-outputs-config.backend", "xgrammar")
-        default("--structured-outputs-config.disable_any_whitespace", "true")
-        default("--enforce-eager")  # a model of three million parameters: starting faster beats compiling
-    args = parser.parse_args([*defaults, *flags])
+            ours += [flag, *values]
+    args = parser.parse_args([*ours, *flags])
     if args.model_tag:
         raise ConfigurationError(f"{args.model_tag} is no flag. A model is named with --model.")
     if settings.operator_key and args.api_key:
