@@ -45,7 +45,8 @@ def same(before: list[Any], after: list[Any]) -> bool:
 
 async def post_all(server: str, path: str, bodies: list[dict[str, Any]], **headers: str) -> list[int]:
     """Status codes of all bodies, sent at once."""
-    limits = httpx.Limits(max_connections=64)
+    # A connection each: one that is kept may be closed by a busy server just as it is used again.
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=server, timeout=300, limits=limits, headers=headers) as client:
         responses = await asyncio.gather(*(client.post(path, json=body) for body in bodies))
     return [response.status_code for response in responses]

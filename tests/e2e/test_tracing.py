@@ -114,7 +114,10 @@ def test_stages_and_vllms_spans_are_within_the_requests(observed: Observed, aske
     read = {"queue", "read"} if mode == "latent" else set()
     assert set(one.stages) == {"gateway", "answer", "respond"} | read
     assert sum(map(seconds, one.stages.values())) == pytest.approx(seconds(root), rel=0.05)
-    assert set(one.passes) == {answer["id"]} | ({answer["id"] + "-read"} if read else set())
+    assert len(one.passes) == (2 if read else 1)
+    assert all(name.startswith(answer["id"] + "-") for name in one.passes), (
+        "engine requests are the server's, the label is ours"
+    )
     if read:
         parts = attributes(one.stages["read"])
         assert 0 < parts["latentserve.probe_seconds"] < parts["latentserve.network_seconds"] < seconds(one.stages["read"])
