@@ -52,6 +52,7 @@ async def post_all(server: str, path: str, bodies: list[dict[str, Any]], **heade
     return [response.status_code for response in responses]
 
 
+@pytest.mark.timeout(600)
 async def test_forced_placeholders_change_no_answer(
     server: str, http: httpx.Client, base: FrozenBase, bundle: Bundle, asked: list[Question]
 ) -> None:
@@ -168,6 +169,7 @@ async def read_some(server: str, body: dict[str, Any], chunks: int, **headers: s
                 return
 
 
+@pytest.mark.timeout(600)
 async def test_a_neighbour_that_leaves_changes_no_answer(server: str, http: httpx.Client, asked: list[Question]) -> None:
     """With the same request id, and with a budget whose state vLLM left behind for whoever moved into its place."""
     body = {"model": "demo", "temperature": 0, "mode": "explicit", "messages": messages(asked[33])}
