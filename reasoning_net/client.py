@@ -13,7 +13,7 @@ import openai
 from openai.types.chat import ChatCompletion, ChatCompletionTokenLogprob
 from tqdm.asyncio import tqdm
 
-from reasoning_net.errors import StageError
+from reasoning_net.errors import StageError, unreachable
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ async def gather(coroutines: Iterable[Coroutine[Any, Any, T]], title: str) -> li
 def sentence(url: str, error: openai.OpenAIError) -> str:
     """What went wrong, for the user of a command; in the server's own words where it has some."""
     if isinstance(error, openai.APIConnectionError):
-        return f"cannot reach {url}: {error.__cause__ or error}. Is the server running? Start it with `latentserve serve`."
+        return unreachable(url, error.__cause__ or error)
     if isinstance(error, openai.AuthenticationError):
         return f"{url} wants an API key, or another one: set OPENAI_API_KEY."
     said = error.body.get("message") if isinstance(error, openai.APIError) and isinstance(error.body, dict) else None

@@ -13,6 +13,11 @@ class BundleError(ValueError):
     """A bundle that cannot be used, with what differs and what to do."""
 
 
+def unreachable(url: str, error: object) -> str:
+    """Nobody answers there."""
+    return f"cannot reach {url}: {error}. Is the server running? Start it with `latentserve serve`."
+
+
 def sentence(error: ValidationError, name: Callable[[str], str] = str) -> str:
     """What pydantic found, in one line. `name` says what a field is called where its user sees it."""
     found = []

@@ -40,7 +40,7 @@ async def create_app(
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
     keep_supported(app)
     terms = Terms(settings.default_mode, hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app))
-    if keys := api_keys(args):
+    if keys := api_keys(args, settings.operator_key):
         app.user_middleware.append(Middleware(KeyGuard, keys=keys))
     # Innermost: vLLM's own middleware (request ids, metrics) sees the request first.
     app.user_middleware.append(
@@ -87,12 +87,8 @@ def available_modes(bundle: Bundle | None) -> list[str]:
     return modes.available(can_think_latent=bool(bundle and bundle.manifest.reasoning_net))
 
 
-async def serve(settings: Settings, vllm_flags: Sequence[str]) -> None:
+async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | None) -> None:
     """Serve until a signal; raises with a message that says what to do when it cannot start."""
-    directory = settings.bundle_directory
-    bundle = Bundle.load(directory) if directory else None
-    if bundle:
-        bundle.check_base(settings.model)
     args = parse_vllm_args(settings, vllm_flags, bundle)
     names = available_modes(bundle)
     add_aliases(args, names)

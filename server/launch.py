@@ -25,8 +25,9 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     from reasoning_net.bundle import Bundle
     from reasoning_net.rollouts import prepare_environment
 
-    if settings.bundle_directory:
-        Bundle.load(settings.bundle_directory)  # what is wrong with its weights is said before vLLM is loaded
+    bundle = Bundle.load(settings.bundle_directory) if settings.bundle_directory else None
+    if bundle:
+        bundle.check_base(settings.model)
     prepare_environment(settings.model, settings.kv_cache_gib)
     os.environ.setdefault("OTEL_SERVICE_NAME", "latentserve")
     if settings.log_format == "json":
@@ -36,7 +37,7 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     from server.app import serve
 
     try:
-        uvloop.run(serve(settings, vllm_flags))
+        uvloop.run(serve(settings, vllm_flags, bundle))
     except OSError as error:
         if "ddress already in use" not in str(error):
             raise

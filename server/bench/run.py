@@ -31,7 +31,7 @@ from cyclopts import Parameter
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from reasoning_net.errors import StageError
+from reasoning_net.errors import StageError, unreachable
 from reasoning_net.options import LOCAL_SERVER, SERVER, ApiKey, Flat, Questions, Url
 from reasoning_net.stages.evaluate import Arm
 from reasoning_net.tasks import TaskSpec
@@ -197,9 +197,7 @@ class Bench:
                 hint = " Give its key: --api-key." if error.response.status_code == 401 else ""
                 raise StageError(f"{url} answers /v1/models with {error.response.status_code}.{hint}") from error
             except httpx.HTTPError as error:
-                raise StageError(
-                    f"cannot reach {url}: {error}. Is the server running? Start it with `latentserve serve`."
-                ) from error
+                raise StageError(unreachable(url, error)) from error
             except (ValueError, LookupError, TypeError) as error:
                 raise StageError(f"{url} does not speak OpenAI's protocol: /v1/models says {error!r}") from error
             is_vllm = build.headers.get("content-type") == "application/json"

@@ -9,7 +9,7 @@ from typing import Any
 from cyclopts import CycloptsError, MissingArgumentError
 from pydantic import ValidationError
 
-from reasoning_net.errors import BundleError, StageError, sentence
+from reasoning_net.errors import BundleError, StageError, sentence, unreachable
 from router.policy import RouterError
 from server.engine.errors import ConfigurationError
 
@@ -41,10 +41,8 @@ def explain(error: Exception, arguments: Mapping[str, Any]) -> str | None:
         return sentence(error, _option) + "."
     import httpx
 
-    for one in (error, error.__cause__):  # OpenAI's client wraps httpx's errors
-        if isinstance(one, httpx.HTTPError):
-            what, url = str(one) or type(one).__name__, _given(arguments, "url") or "the server"
-            return f"cannot reach {url}: {what}. Is the server running? Start it with `latentserve serve`."
+    if isinstance(error, httpx.HTTPError):
+        return unreachable(_given(arguments, "url") or "the server", str(error) or type(error).__name__)
     # torch, safetensors and the standard library each say it in their own way.
     output = _given(arguments, "output") or _given(arguments, "bundle")
     if isinstance(output, Path) and output.exists() and shutil.disk_usage(output).free < _NOT_ENOUGH:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from vllm import envs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -35,8 +35,10 @@ async def build_vllm_app(engine: HybridEngine, args: Namespace) -> FastAPI:
     return app
 
 
-def api_keys(args: Namespace) -> list[str]:
-    return [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+def api_keys(args: Namespace, operator_key: SecretStr | None) -> list[str]:
+    """Clients' keys, and the operator's, who is a client, too; none where vLLM asks for none."""
+    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    return [*keys, operator_key.get_secret_value()] if keys and operator_key else keys
 
 
 def request_fields(app: FastAPI) -> dict[str, frozenset[str]]:

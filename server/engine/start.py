@@ -90,8 +90,6 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     args = parser.parse_args([*ours, *flags])
     if args.model_tag:
         raise ConfigurationError(f"{args.model_tag} is no flag. A model is named with --model.")
-    if settings.operator_key and args.api_key:
-        args.api_key.append(settings.operator_key.get_secret_value())  # an operator is a client, too
     args.worker_extension_cls = "server.engine.worker.HybridWorker"
     if args.served_model_name is None:
         args.served_model_name = [args.model]

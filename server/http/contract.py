@@ -48,17 +48,23 @@ class Terms:
 
 
 def parse(raw: bytes) -> Any:
-    """The body as JSON that can be sent on; None where it is none, which vLLM's error says best."""
+    """The body as JSON; None where it is none, which vLLM's error says best."""
     try:
-        body = json.loads(raw, parse_constant=_refuse_number, parse_float=_finite)
-        json.dumps(body, ensure_ascii=False).encode()
+        return json.loads(raw, parse_constant=_refuse_number, parse_float=_finite)
+    except RecursionError:
+        raise BadRequestError("The body is nested too deeply.") from None
+    except ValueError:
+        return None
+
+
+def encode(body: Any) -> bytes:
+    """What is sent on, once our fields are taken out."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
     except RecursionError:
         raise BadRequestError("The body is nested too deeply.") from None
     except UnicodeEncodeError:
         raise BadRequestError("The body has half of a surrogate pair in a string: no text contains that.") from None
-    except ValueError:
-        return None
-    return body
 
 
 def _refuse_number(text: str) -> NoReturn:

@@ -6,7 +6,9 @@ LatentserveError
 └── ForbiddenError              403  the key may not do that
 """
 
-from starlette.responses import JSONResponse
+import json
+
+from starlette.responses import Response
 
 MESSAGES_PATH = "/v1/messages"
 
@@ -19,12 +21,14 @@ class LatentserveError(Exception):
         super().__init__(message)
         self.message, self.param = message, param
 
-    def response(self, path: str = "") -> JSONResponse:
-        """In Anthropic's shape on its endpoints, else in OpenAI's."""
+    def response(self, path: str = "") -> Response:
+        """In Anthropic's shape on its endpoints, else in OpenAI's. In ASCII: it may quote what UTF-8 cannot encode."""
+        error = {"type": self.type, "message": self.message}
         if path.startswith(MESSAGES_PATH):
-            return JSONResponse({"type": "error", "error": {"type": self.type, "message": self.message}}, self.status)
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.status}
-        return JSONResponse({"error": error}, self.status)
+            content = {"type": "error", "error": error}
+        else:
+            content = {"error": error | {"param": self.param, "code": self.status}}
+        return Response(json.dumps(content), self.status, media_type="application/json")
 
 
 class BadRequestError(LatentserveError):

@@ -6,7 +6,6 @@ not, and an upgrade of vLLM does not touch it.
 """
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -52,13 +51,13 @@ class ReasoningModes:
         try:
             body = contract.parse(raw)
             ask = self._ask(path, body, headers)
+            client = _Client(raw if body is None else contract.encode(body), receive)
         except LatentserveError as error:
             if path in GENERATING_PATHS:
                 self._metrics.failed(None, failure_of(error.status))
             if trace:
                 trace.refuse(error.status, failure_of(error.status))
             return await error.response(path)(scope, receive, send)
-        client = _Client(raw if body is None else json.dumps(body).encode(), receive)
         changed = [(b"content-length", str(len(client.body)).encode())]
         if path == ROUTE_PATH:  # a chat completion up to the decision
             chat = scope["path"].removesuffix(ROUTE_PATH) + CHAT_PATH
