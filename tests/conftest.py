@@ -29,6 +29,20 @@ START_SECONDS = 240
 OPERATOR_KEY = "operator"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several workers each takes one core: engines and trainings with two threads each would wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers share nothing: whatever uses the session's server runs in one of them, and a module's tests together."""
+    for item in items:
+        shares = isinstance(item, pytest.Function) and "server" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("server" if shares else item.path.name))
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
