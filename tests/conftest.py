@@ -36,13 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers share nothing: whatever uses the session's server runs in one of them, and a module's tests together."""
-    for item in items:
-        shares = isinstance(item, pytest.Function) and "server" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("server" if shares else item.path.name))
-
-
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
