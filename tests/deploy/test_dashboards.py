@@ -97,12 +97,16 @@ def values(url: str, expression: str) -> list[float]:
 
 def traffic(url: str, asked: list[Question]) -> None:
     """Every mode, streamed and not, with failures and questions enough for the drift."""
-    for question in asked[:40] * 3:
-        body: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": question.question}]}
-        assert httpx.post(f"{url}/v1/route", json=body, timeout=180).status_code == 200
-    for question, mode, stream in product(asked[:3], ("direct", "latent", "explicit", "auto"), (False, True)):
-        body = {"model": "demo", "messages": [{"role": "user", "content": question.question}], "mode": mode, "stream": stream}
-        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=180).status_code == 200
+
+    def post(path: str, question: Question, **fields: Any) -> int:
+        body = {"model": "demo", "messages": [{"role": "user", "content": question.question}]} | fields
+        return httpx.post(f"{url}{path}", json=body, timeout=180).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        sent = [pool.submit(post, "/v1/route", question) for question in asked[:40] * 3]
+        for question, mode, stream in product(asked[:3], ("direct", "latent", "explicit", "auto"), (False, True)):
+            sent.append(pool.submit(post, "/v1/chat/completions", question, mode=mode, stream=stream))
+    assert {one.result() for one in sent} == {200}
     assert httpx.post(f"{url}/v1/chat/completions", json={"model": "demo", "mode": "often"}, timeout=60).status_code == 400
     time.sleep(3)  # idle: shadows are compared
 

@@ -14,7 +14,7 @@ def test_no_request_that_the_document_allows_is_a_server_error(server: str) -> N
         operation = result.ok()
 
         @settings(
-            max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+            max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(case=operation.as_strategy())

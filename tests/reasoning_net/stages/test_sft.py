@@ -10,6 +10,7 @@ import torch
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.stages.sft import SftConfig, load_net, main
+from tests.server.cli import run
 
 
 def small(tiny_base: Path, output: Path, steps: int) -> SftConfig:
@@ -35,8 +36,9 @@ def test_a_killed_run_resumes_to_the_same_network(tiny_base: Path, tmp_path: Pat
         "--steps 48 --save-every 8 --batch-size 8 --num-latents 4 --max-latents 16 --hidden-size 32 --num-layers 1 "
         "--conditioner all --average-decay 0.9 --accumulate 2"
     ).split()
-    command = [sys.executable, "-m", "server.cli", "train", "sft", "--model", str(tiny_base), *flags, "--output"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    words = ["train", "sft", "--model", str(tiny_base), *flags, "--output"]
+    command = [sys.executable, "-m", "server.cli", *words]
+    run(*words, str(tmp_path / "whole"))
     state = tmp_path / "halves" / "run" / "state.pt"
     process = subprocess.Popen([*command, str(tmp_path / "halves")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not state.exists():
@@ -74,11 +76,10 @@ def test_two_processes_train_one_network(tiny_base: Path, tmp_path: Path) -> Non
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "server.cli"]
     command += ["train", "sft", "--model", str(tiny_base), *flags, "--output"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    run = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stderr
+    both = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, env=environment, check=False)
+    assert both.returncode == 0, both.stderr
     assert torch.load(tmp_path / "two" / "run" / "state.pt")["step"] == 8
-    command[command.index("2")] = "1"
-    subprocess.run([*command, str(tmp_path / "one")], check=True, capture_output=True)
+    run(*command[command.index("train") :], str(tmp_path / "one"))
     two, one = (load_net(tmp_path / name)[0].state_dict() for name in ("two", "one"))
     assert all(bool(tensor.isfinite().all()) for tensor in two.values())
     assert any(not torch.allclose(two[name], one[name]) for name in two)  # the second process had questions of its own
