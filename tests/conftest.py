@@ -30,7 +30,7 @@ OPERATOR_KEY = "operator"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing is downloaded. Each of two workers takes a core: engines and trainings of two threads would wait for each other."""
+    """Nothing is downloaded. Each of two workers takes a core: engines of two threads each would wait for each other."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
