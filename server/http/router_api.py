@@ -5,7 +5,7 @@ import secrets
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import SecretStr
 
 from reasoning_net.bundle import Bundle
@@ -35,7 +35,7 @@ def mount_router(app: FastAPI, router: Router, bundle: Bundle | None, operator_k
         return router.describe() | fixed
 
     @app.put("/v1/router", openapi_extra=_OPTIONS, responses=_REFUSALS)
-    async def switch(request: Request) -> JSONResponse:
+    async def switch(request: Request) -> Response:
         """Put another policy, or another calibrated point, in force: the operator's key."""
         try:
             _check_operator(request, operator_key)
