@@ -5,17 +5,20 @@ learnable latent queries, G is a Qwen3 transformer without its embedding layer. 
 
 - With the conditioners `all…` the transformer reads f_in(H_X) of every prompt position, before the queries; those
   positions see each other in both directions. With `last` the queries are f_in(h) ⊙ r̂, as in the paper.
+- The network may think in rounds: it runs again on its queries with what came out of them before, weights tied, as in LOTUS
+  (2606.31779). The positions of the prompt do not see the queries, so they are read once for all rounds.
 - Query i sees only the queries before it. The first n of 256 latents are therefore the n latents of a smaller budget:
   one network serves every budget, and blocks of the engine's prefix cache stay valid between budgets.
 - z is scaled to the RMS of the base's token embeddings (times a learned factor), which the frozen base is used to.
 
-Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, w hidden size of the network.
+Shapes: B batch, T prompt tokens, C those that the transformer reads (T or none), N latent tokens, d hidden size of the base, w
+hidden size of the network.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import AutoConfig, Qwen3Config, Qwen3Model
+from transformers import AutoConfig, DynamicCache, Qwen3Config, Qwen3Model
 
 from reasoning_net.config import SIZES, Conditioner, ReasoningNetConfig
 from reasoning_net.errors import StageError
@@ -39,10 +42,15 @@ class ReasoningNet(nn.Module):
             )
         )
         del self.backbone.embed_tokens
+        if config.num_rounds > 1:
+            self.rounds = nn.Parameter(torch.zeros(config.num_rounds - 1, config.hidden_size))
         self.f_out = nn.Linear(config.hidden_size, config.base_hidden_size, bias=False)
         self.scale = nn.Parameter(torch.tensor(float(embedding_rms)))
 
-    def forward(self, hidden_states: Tensor, embeddings: Tensor, mask: Tensor, num_latents: int | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, embeddings: Tensor, mask: Tensor, num_latents: int | None = None,
+        num_rounds: int | None = None,
+    ) -> Tensor:  # fmt: skip
         """The latents z, (B, N, d).
 
         Args:
@@ -50,36 +58,46 @@ class ReasoningNet(nn.Module):
             embeddings: E_X, (B, T, d), the embeddings of X; read only by the conditioner `all+embeddings`.
             mask: (B, T) bool, True where there is a token.
             num_latents: N; the network's own number by default.
+            num_rounds: the network's own number by default.
         """
         queries = self.queries[: num_latents or self.config.num_latent_tokens]  # (N, w)
         inputs = rms_norm(hidden_states, hidden_states.shape[-1:])
         if self.config.reads_embeddings:
             inputs = torch.cat([inputs, rms_norm(embeddings, embeddings.shape[-1:])], dim=-1)
-        states = self.f_in(inputs)  # (B, T, w)
-        if not self.config.reads_all_positions:
-            inputs, seen = states[:, -1:] * queries, mask[:, :0]
+        states, read = self.f_in(inputs), DynamicCache()  # (B, T, w)
+        if self.config.reads_all_positions:
+            seen, first = mask, queries.expand(len(states), -1, -1)
+            self._attend(states, _allowed(mask, mask.shape[1], is_causal=False), _positions(mask), read)
         else:
-            inputs = torch.cat([states, queries.expand(len(states), -1, -1)], dim=1)
-            seen = mask
-        attention_mask, positions = _attention(seen, len(queries))
-        outputs = self.backbone(
-            inputs_embeds=inputs, attention_mask=attention_mask, position_ids=positions, use_cache=False
-        ).last_hidden_state[:, -len(queries) :]
+            seen, first = mask[:, :0], states[:, -1:] * queries
+        keys = torch.cat([seen, seen.new_ones(len(seen), len(queries))], dim=1)  # (B, C + N)
+        allowed, positions = _allowed(keys, len(queries), is_causal=True), _positions(keys)[:, -len(queries) :]
+        outputs = self._attend(first, allowed, positions, read)
+        for round_ in range(1, num_rounds or self.config.num_rounds):
+            read.crop(-len(queries))  # what the round before has left
+            outputs = self._attend(first + outputs + self.rounds[round_ - 1], allowed, positions, read)
         z = self.f_out(outputs)
         return rms_norm(z, z.shape[-1:]) * self.scale
 
+    def _attend(self, inputs: Tensor, allowed: Tensor, positions: Tensor, read: DynamicCache) -> Tensor:
+        """The backbone on `inputs` (B, Q, w), after what was read."""
+        return self.backbone(
+            inputs_embeds=inputs, attention_mask=allowed, position_ids=positions, past_key_values=read, use_cache=True
+        ).last_hidden_state
 
-def _attention(seen: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-    """Who attends to whom, (B, 1, T + N, T + N) bool, and positions, (B, T + N), for T context positions and N queries."""
-    batch, context = seen.shape
-    keys = torch.cat([seen, seen.new_ones(batch, num_queries)], dim=1)
-    index = torch.arange(context + num_queries, device=seen.device)
-    # A row sees every context position, and of the queries those that do not come after it; itself, always.
-    rows = (index[None, :] < context) | (index[None, :] <= index[:, None])
-    rows = rows & ((index[:, None] >= context) | (index[None, :] < context))
-    allowed = (rows[None] & keys[:, None, :]) | torch.eye(len(index), dtype=torch.bool, device=seen.device)
-    positions = (keys.long().cumsum(1) - 1).clamp(min=0)
-    return allowed[:, None], positions
+
+def _positions(keys: Tensor) -> Tensor:
+    return (keys.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _allowed(keys: Tensor, num_queries: int, *, is_causal: bool) -> Tensor:
+    """Which keys (B, K) the last Q of them attend to, (B, 1, Q, K) bool: all that are tokens, but for those behind them; and
+    themselves, always."""
+    own = torch.eye(num_queries, keys.shape[1], dtype=torch.bool, device=keys.device).roll(keys.shape[1] - num_queries, 1)
+    rows = keys[:, None, :].expand(-1, num_queries, -1)
+    if is_causal:
+        rows = rows.tril(keys.shape[1] - num_queries)
+    return (rows | own)[:, None]
 
 
 def embedding_rms(embeddings: Tensor) -> float:

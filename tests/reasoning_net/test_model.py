@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -5,11 +7,11 @@ from reasoning_net.config import ReasoningNetConfig
 from reasoning_net.model import ReasoningNet
 
 
-def network(conditioner: str) -> ReasoningNet:
+def network(conditioner: str, num_rounds: int = 1) -> ReasoningNet:
     torch.manual_seed(0)
     config = ReasoningNetConfig(
-        base_hidden_size=24, num_latent_tokens=32, conditioner=conditioner, hidden_size=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+        base_hidden_size=24, num_latent_tokens=32, num_rounds=num_rounds, conditioner=conditioner, hidden_size=32,
+        intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
     return ReasoningNet(config, embedding_rms=0.7).eval()
 
@@ -46,6 +48,22 @@ def test_conditioners_read_what_they_say() -> None:
     torch.testing.assert_close(everything(states, changed, mask), everything(states, states, mask))
     both = network("all+embeddings")
     assert not torch.allclose(both(states, changed, mask), both(states, states, mask))
+
+
+@pytest.mark.parametrize("conditioner", ["last", "all", "all+embeddings"])
+@torch.no_grad()
+def test_rounds_change_the_latents_and_keep_what_holds_for_one(conditioner: str) -> None:
+    net = network(conditioner, num_rounds=3)
+    states, mask = torch.randn(2, 9, 24), torch.ones(2, 9, dtype=torch.bool)
+    by_rounds = [net(states, states, mask, 8, rounds) for rounds in (1, 2, 3)]
+    torch.testing.assert_close(net(states, states, mask, 8), by_rounds[2])
+    assert all(not torch.allclose(one, other) for one, other in itertools.pairwise(by_rounds))
+    torch.testing.assert_close(net(states, states, mask, 3, 2), by_rounds[1][:, :3])
+    padded = torch.cat([torch.randn(2, 4, 24) * 100, states], dim=1)
+    torch.testing.assert_close(net(padded, padded, torch.arange(13).expand(2, -1) >= 4, 8), by_rounds[2])
+    single = network(conditioner)
+    single.load_state_dict({name: tensor for name, tensor in net.state_dict().items() if name != "rounds"})
+    torch.testing.assert_close(single(states, states, mask, 8), by_rounds[0])
 
 
 @torch.no_grad()
