@@ -25,12 +25,13 @@ from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
+from reasoning_net.losses import labels
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Flat, Model, Optimiser, Questions, Seed, Share, commas
 from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, start, think
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
-from reasoning_net.stages.sft import labels, load_net, save
+from reasoning_net.stages.sft import load_net, save
 from reasoning_net.tasks import Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run
 

@@ -10,7 +10,6 @@ Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
@@ -19,24 +18,21 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
-from torch.nn.utils.rnn import pad_sequence
 
 from reasoning_net.config import Conditioner, ReasoningNetConfig
-from reasoning_net.curriculum import POOL_BATCHES, Batches, Curriculum, Sample
+from reasoning_net.curriculum import POOL_BATCHES, Batches, Curriculum
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.layout import Layout, LayoutIds
+from reasoning_net.layout import Layout
+from reasoning_net.losses import Milestones, losses
 from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share
-from reasoning_net.precision import autocast, compute_dtype
+from reasoning_net.precision import compute_dtype
 from reasoning_net.tasks import TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, compiled
 
-_SHARPNESS = 12.0  # of the softmax over cosine similarities
-NESTED_SIZES = (16, 32, 64, 128, 256, 512)
+NESTED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +62,10 @@ class SftConfig:
     """Latents per question until the nested part of the run."""
     max_latents: PositiveInt = 256
     """The most latents that the network can compute."""
+    min_latents: PositiveInt = 16
+    """The fewest that are drawn in the nested part of the run."""
+    num_rounds: PositiveInt = 1
+    """The most rounds that the network thinks in; training draws from one to these."""
     nested_from: Share = 0.4
     """Share of the steps after which half of the batches draw their number of latents."""
     conditioner: Conditioner = "all+embeddings"
@@ -76,8 +76,11 @@ class SftConfig:
     """Width of a fresh network."""
     num_layers: PositiveInt = 6
     """Depth of a fresh network."""
+    milestones: Milestones = "results"
+    """What an auxiliary loss reads off the first latents, where the task knows it: the results of the chain's steps; or the
+    steps, three latents each: operator, operand, result."""
     milestone_weight: NonNegativeFloat = 0.5
-    """Of the auxiliary loss on the chain's intermediate results."""
+    """Of the auxiliary loss."""
     milestones_until: Share = 0.6
     """Share of the steps that it is used for."""
     start_level: PositiveInt = 2
@@ -110,12 +113,14 @@ def new_network(config: SftConfig, base: FrozenBase) -> ReasoningNet:
 def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConfig:
     """The backbone's architecture, or a fresh one whose other sizes follow from its width."""
     if config.backbone:
-        return config_of_backbone(config.backbone, base_hidden_size, config.max_latents, config.conditioner)
+        found = config_of_backbone(config.backbone, base_hidden_size, config.max_latents, config.conditioner)
+        return found.model_copy(update={"num_rounds": config.num_rounds})
     if config.hidden_size % 32:
         raise StageError(f"The width of the network must be a multiple of 32 (heads are 32 wide), not {config.hidden_size}.")
     return ReasoningNetConfig(
         base_hidden_size=base_hidden_size,
         num_latent_tokens=config.max_latents,
+        num_rounds=config.num_rounds,
         conditioner=config.conditioner,
         hidden_size=config.hidden_size,
         intermediate_size=config.hidden_size * 8 // 3,
@@ -150,8 +155,9 @@ def main(config: SftConfig) -> None:
         for part in range(config.accumulate):
             rng = random.Random(f"{config.seed}-{step}-{part}-{accelerator.process_index}")
             batch, num_latents = batches.next(rng), draw_num_latents(config, step, rng)
+            num_rounds = rng.randint(1, config.num_rounds)
             batch = batch[: batch_at_equal_cost(len(batch), min(config.num_latents, config.max_latents), num_latents)]
-            nll, hints = losses(think, base, ids, batch, num_latents)
+            nll, hints = losses(think, base, ids, batch, num_latents, num_rounds, config.milestones)
             accelerator.backward((nll.mean() + milestone_weight * hints) / config.accumulate)
             curriculum.update([sample.example.level for sample in batch], nll.tolist())
         optimizer.step(step)
@@ -170,55 +176,14 @@ def main(config: SftConfig) -> None:
 def draw_num_latents(config: SftConfig, step: int, rng: random.Random) -> int:
     """In the nested part of the run, for half of the batches one of the `NESTED_SIZES` that the network can compute."""
     if step >= config.nested_from * config.steps and rng.random() < 0.5:
-        return rng.choice(tuple(n for n in NESTED_SIZES if n <= config.max_latents) or (config.max_latents,))
+        sizes = tuple(n for n in NESTED_SIZES if config.min_latents <= n <= config.max_latents)
+        return rng.choice(sizes or (config.max_latents,))
     return min(config.num_latents, config.max_latents)
 
 
 def batch_at_equal_cost(batch_size: int, num_latents: int, larger: int) -> int:
     """Questions with `larger` latents each whose step costs about as much as `batch_size` with `num_latents`."""
     return max(8, batch_size * 2 * num_latents // (num_latents + larger))
-
-
-def losses(
-    think: Callable[..., Tensor], base: FrozenBase, layout: LayoutIds, batch: list[Sample], num_latents: int
-) -> tuple[Tensor, Tensor]:
-    """NLL (B,), in nats per reply, and the auxiliary loss."""
-    with autocast(base.device):
-        prompt = base.read([sample.prompt_ids for sample in batch])
-        latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents)
-        answers = answer_ids(base, [sample.example.reply for sample in batch])
-        logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
-    nll = cross_entropy(logits.float().transpose(1, 2), answers, ignore_index=-100, reduction="none")
-    return nll.sum(1), milestone_loss(base, latents, [sample.example.milestones for sample in batch])
-
-
-def answer_ids(base: FrozenBase, replies: list[str]) -> Tensor:
-    """Y with its end-of-turn token, (B, Y), −100 where there is none."""
-    end = int(base.tokenizer.eos_token_id)
-    return labels([[*base.tokenizer.encode(reply, add_special_tokens=False), end] for reply in replies], base.device)
-
-
-def labels(rows: list[list[int]], device: torch.device) -> Tensor:
-    """Rows of token ids as one tensor, −100 where a row has ended."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=-100).to(device)
-
-
-def milestone_loss(base: FrozenBase, latents: Tensor, milestones: list[tuple[str, ...]]) -> Tensor:
-    """Cross-entropy of reading the j-th intermediate result off the j-th latent, by similarity to the base's embeddings.
-
-    Nothing constrains the latents after the last result. Results that are more than one token are left out.
-    """
-    targets = torch.full(latents.shape[:2], -100, device=latents.device)  # (B, N)
-    for row, texts in enumerate(milestones):
-        for slot, text in enumerate(texts[: latents.shape[1]]):
-            ids = base.tokenizer.encode(text, add_special_tokens=False)
-            if len(ids) == 1:
-                targets[row, slot] = ids[0]
-    if not bool((targets >= 0).any()):
-        return latents.sum() * 0.0
-    chosen = targets >= 0
-    similarity = normalize(latents[chosen].float(), dim=-1) @ normalize(base.embed.weight.float(), dim=-1).T
-    return cross_entropy(similarity * _SHARPNESS, targets[chosen])
 
 
 def save(net: ReasoningNet, layout: Layout, output: Path) -> None:
