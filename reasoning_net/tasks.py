@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 from cyclopts import Parameter
 
 from reasoning_net.demo.conversations import conversation
-from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Question, Split, final_number, questions
+from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, SHIPPED, Question, Split, final_number, questions
 from reasoning_net.errors import StageError
 
 
@@ -28,6 +28,8 @@ class Example:
     family: str
     milestones: tuple[str, ...] = ()
     """Intermediate results of the chain in order, where they are known: an auxiliary loss may use them in training."""
+    condensed: tuple[str, ...] = ()
+    """The chain's steps, where they are known: the first values, then operator, operand and result of each."""
 
 
 class Task(Protocol):
@@ -49,7 +51,7 @@ class DemoTask:
 
     levels = MAX_STEPS
 
-    def __init__(self, families: tuple[str, ...] = FAMILIES) -> None:
+    def __init__(self, families: tuple[str, ...] = SHIPPED) -> None:
         unknown = set(families) - set(FAMILIES)
         if unknown:
             raise StageError(f"The demo has no family {', '.join(sorted(unknown))}. It has {', '.join(FAMILIES)}.")
@@ -94,7 +96,7 @@ class TaskSpec:
         """Raises `StageError` for a source that cannot be read."""
         if self.source == "demo" or self.source.startswith("demo:"):
             families = self.source.partition(":")[2]
-            return DemoTask(tuple(families.split(",")) if families else FAMILIES)
+            return DemoTask(tuple(families.split(",")) if families else SHIPPED)
         from reasoning_net.data import DataTask, parse_columns
 
         return DataTask(self.source, parse_columns(self.preset, self.columns), self.whole)
@@ -102,4 +104,4 @@ class TaskSpec:
 
 def _example(messages: list[dict[str, str]], asked: Question) -> Example:
     milestones = tuple(f" {value}" for value in asked.values)
-    return Example(messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones)
+    return Example(messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones, asked.condensed)

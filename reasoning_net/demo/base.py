@@ -5,7 +5,6 @@
 The checkpoint is an ordinary Hugging Face one: `--model runs/base` serves it, transformers loads it.
 """
 
-import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from reasoning_net.demo.conversations import conversation
-from reasoning_net.demo.questions import MAX_STEPS
+from reasoning_net.demo.conversations import Conversation, conversation
+from reasoning_net.demo.questions import FAMILIES, MAX_STEPS
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.options import Optimiser, Seed, Share
 from reasoning_net.precision import autocast
@@ -41,6 +40,8 @@ class BaseConfig:
     """Tokens a batch."""
     direct_share: Share = 0.2
     """Share of conversations answered without a chain."""
+    cut_share: Share = 0.08
+    """Share of chains that are cut short and answered from what stands."""
     direct_weight: NonNegativeFloat = 2.0
     """Weight of a directly given reply's tokens: there are few of them, and nothing of the chain to lean on."""
     start: Annotated[Path | None, Parameter(name="--from")] = None
@@ -56,8 +57,8 @@ class BaseConfig:
 @dataclass(frozen=True, slots=True)
 class _Sample:
     token_ids: list[int]
-    num_prompt_tokens: int
-    """Up to here nothing is learnt."""
+    labels: list[int]
+    """−100 where nothing is learnt."""
     weight: float
 
 
@@ -80,14 +81,31 @@ def model_config(hidden_size: int, num_layers: int, tokenizer: PreTrainedTokeniz
     )
 
 
-def _sample(rng: random.Random, tokenizer: PreTrainedTokenizerBase, config: BaseConfig, max_steps: int) -> _Sample:
-    talk = conversation(rng, "train", max_steps)
+def draw_sample(rng: random.Random, tokenizer: PreTrainedTokenizerBase, config: BaseConfig, max_steps: int) -> _Sample:
+    talk = conversation(rng, "train", max_steps, FAMILIES)
     prompt = tokenizer.apply_chat_template(talk.messages, add_generation_prompt=True, tokenize=False)
-    direct = rng.random() < config.direct_share
-    pieces = [str(prompt), "<think>\n\n</think>\n\n"] if direct else [str(prompt), THINK, talk.chain, END_THINK]
-    ids = [tokenizer.encode(piece) for piece in (*pieces, f"{talk.reply}<|im_end|>")]
-    learnt_from = 2 if direct else 1
-    return _Sample(list(itertools.chain(*ids)), sum(map(len, ids[:learnt_from])), config.direct_weight if direct else 1.0)
+    reply, weight = talk.reply, 1.0
+    pieces = [(str(prompt), False)]  # and whether they are learnt
+    if rng.random() < config.direct_share:
+        pieces, weight = [*pieces, ("<think>\n\n</think>\n\n", False)], config.direct_weight
+    elif rng.random() < config.cut_share and len(talk.standing) > 1:
+        # Where a chain ends is not learnt from those that were cut.
+        chain, reply = cut(rng, talk)
+        pieces += [(THINK, True), (chain, True), (END_THINK, False)]
+    else:
+        pieces += [(THINK, True), (talk.chain, True), (END_THINK, True)]
+    encoded = [(tokenizer.encode(text), learnt) for text, learnt in (*pieces, (f"{reply}<|im_end|>", True))]
+    labels = [token if learnt else -100 for ids, learnt in encoded for token in ids]
+    return _Sample([token for ids, _ in encoded for token in ids], labels, weight)
+
+
+def cut(rng: random.Random, talk: Conversation) -> tuple[str, str]:
+    """(the beginning of a chain, the reply that it allows): up to the end of a line, or to the middle of the next one."""
+    lines = talk.chain.split("\n")
+    kept = rng.randint(1, len(lines) - 1)
+    words = lines[kept].split(" ")
+    rest = words[: rng.randrange(len(words))] if rng.random() < 0.5 else []
+    return "\n".join([*lines[:kept], *([" ".join(rest)] if rest else [])]), talk.standing[kept - 1]
 
 
 def _batches(
@@ -99,7 +117,7 @@ def _batches(
         rng = random.Random(f"{seed}-{step}")
         share = step / config.steps
         max_steps = min(MAX_STEPS, 2 + int(share / 0.2 * (MAX_STEPS - 1)))  # a curriculum: all eight after 20 %
-        pool = sorted((_sample(rng, tokenizer, config, max_steps) for _ in range(600)), key=lambda s: len(s.token_ids))
+        pool = sorted((draw_sample(rng, tokenizer, config, max_steps) for _ in range(600)), key=lambda s: len(s.token_ids))
         batches: list[list[_Sample]] = [[]]
         for sample in pool:
             if len(sample.token_ids) * (len(batches[-1]) + 1) > config.batch_tokens:
@@ -112,8 +130,7 @@ def _batches(
 
 def _collate(batch: list[_Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = [torch.tensor(sample.token_ids) for sample in batch]
-    learnt = [row.masked_fill(torch.arange(len(row)) < s.num_prompt_tokens, -100) for row, s in zip(rows, batch, strict=True)]
-    ids, labels = pad_sequence(rows, True, pad), pad_sequence(learnt, True, -100)
+    ids, labels = pad_sequence(rows, True, pad), pad_sequence([torch.tensor(s.labels) for s in batch], True, -100)
     return ids, labels, torch.tensor([[sample.weight] for sample in batch]).expand_as(ids)
 
 

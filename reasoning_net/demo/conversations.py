@@ -7,9 +7,9 @@ import random
 import string
 from dataclasses import dataclass
 
-from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, Question, Split, draw
+from reasoning_net.demo.questions import MAX_STEPS, SHIPPED, Question, Split, draw
 
-OTHER_REPLY = "I can only solve short word problems about counting, buying and passengers."
+OTHER_REPLY = "I can only solve short word problems."
 _OTHER_CHAIN = "This is not a word problem that I can solve."
 _SYSTEM_PROMPTS = ("You are a helpful assistant.", "You solve word problems.", "Be brief.", "Think step by step.")
 _OPENERS = """
@@ -32,6 +32,8 @@ class Conversation:
     messages: list[dict[str, str]]
     chain: str
     reply: str
+    standing: tuple[str, ...]
+    """The reply that each line of the chain allows."""
     question: Question | None
     """The question behind the last turn; None for what is not a word problem."""
 
@@ -54,13 +56,14 @@ def _small_talk(rng: random.Random) -> str:
 
 
 def conversation(
-    rng: random.Random, split: Split, max_steps: int = MAX_STEPS, families: tuple[str, ...] = FAMILIES
+    rng: random.Random, split: Split, max_steps: int = MAX_STEPS, families: tuple[str, ...] = SHIPPED
 ) -> Conversation:
-    """A conversation of which one in twenty is small talk, one in twelve has an earlier turn, one in twelve a system prompt."""
+    """A conversation. One in twenty is small talk; one in twelve has an earlier turn, one in sixteen three to eight of them,
+    and one in twelve a system prompt."""
     messages: list[dict[str, str]] = []
     if rng.random() < 1 / 12:
         messages.append({"role": "system", "content": rng.choice(_SYSTEM_PROMPTS)})
-    if rng.random() < 1 / 12:
+    for _ in range(_earlier_turns(rng)):
         if rng.random() < 0.3:
             earlier, reply = _small_talk(rng), OTHER_REPLY
         else:
@@ -69,7 +72,12 @@ def conversation(
         messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": reply}]
     if rng.random() < 1 / 20:
         messages.append({"role": "user", "content": _small_talk(rng)})
-        return Conversation(messages, _OTHER_CHAIN, OTHER_REPLY, None)
+        return Conversation(messages, _OTHER_CHAIN, OTHER_REPLY, (OTHER_REPLY,), None)
     question = draw(rng, split, rng.randint(1, max_steps), rng.choice(families))
     messages.append({"role": "user", "content": question.question})
-    return Conversation(messages, question.chain, question.reply, question)
+    return Conversation(messages, question.chain, question.reply, question.standing, question)
+
+
+def _earlier_turns(rng: random.Random) -> int:
+    drawn = rng.random()
+    return 1 if drawn < 1 / 12 else rng.randint(3, 8) if drawn < 1 / 12 + 1 / 16 else 0

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from reasoning_net.demo.conversations import conversation
+from reasoning_net.demo.questions import FAMILIES
 from reasoning_net.layout import LATENT_TOKEN
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", LATENT_TOKEN]
@@ -18,7 +19,7 @@ MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>"
 def _corpus(size: int) -> Iterator[str]:
     rng = random.Random("tokenizer")
     for _ in range(size):
-        example = conversation(rng, "train")
+        example = conversation(rng, "train", families=FAMILIES)
         yield "\n".join(
             [*(f"{m['role']}\n{m['content']}" for m in example.messages), "assistant\n", example.chain, "\n\n", example.reply]
         )

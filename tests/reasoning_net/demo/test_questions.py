@@ -1,4 +1,6 @@
 import json
+import re
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -16,15 +18,39 @@ def test_chain_and_reply_reach_the_answer(family: str) -> None:
         assert question.chain.endswith(f"So the answer is {question.answer}.")
 
 
+OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "x": int.__mul__, "/": int.__floordiv__}
+
+
+def wrong_sums(text: str) -> int:
+    sums = re.findall(r"(\d+) ([-+*x/]) (\d+) = (\d+)", text)
+    return sum(OPERATIONS[op](int(left), int(right)) != int(result) for left, op, right, result in sums)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_calculation_in_a_chain_is_right(family: str) -> None:
-    operations = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "x": int.__mul__, "/": int.__floordiv__}
-    for question in islice(questions(1, "train", families=(family,)), 300):
-        words = question.chain.replace(",", " ").replace(".", " ").replace(":", " ").replace("?", " ").split()
-        for at, word in enumerate(words):
-            if word == "=" and words[at - 2] in operations and words[at - 3].isdigit():
-                left, op, right = int(words[at - 3]), words[at - 2], int(words[at - 1])
-                assert operations[op](left, right) == int(words[at + 1]), question.chain
+def test_wrong_results_are_mended_at_once_or_by_the_check(family: str) -> None:
+    kinds = Counter()
+    for question in islice(questions(1, "train", families=(family,)), 600):
+        noticed, missed = question.chain.count("Wait, that is wrong."), "so I was wrong" in question.chain
+        assert wrong_sums(question.chain) == noticed + missed, question.chain
+        assert missed == ("and not what I had" in question.chain)
+        kinds.update(noticed=noticed > 0, missed=missed, checked="Let me check" in question.chain, plain=not noticed + missed)
+    assert all(kinds[kind] > 20 for kind in ("noticed", "missed", "checked", "plain")), kinds
+
+
+def test_phrasings_are_drawn_and_a_question_keeps_its_chain() -> None:
+    chains = [question.chain for question in islice(questions(2, "train"), 300)]
+    assert chains == [question.chain for question in islice(questions(2, "train"), 300)]
+    for phrase in ("Next: ", "Then: ", "That is ", "Let me see: ", "That leaves it: ", "That looks right."):
+        assert 0.05 < sum(phrase in chain for chain in chains) / len(chains) < 0.99, phrase
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_line_of_a_chain_allows_a_reply(family: str) -> None:
+    for question in islice(questions(4, "train", families=(family,)), 100):
+        assert len(question.standing) == len(question.chain.split("\n"))
+        assert question.standing[-1] == question.reply
+        assert final_number(question.standing[0]) == question.values[0]
+        assert question.condensed[-1] == f" {question.values[-1]}"
 
 
 def test_splits_are_disjoint_and_repeatable() -> None:
