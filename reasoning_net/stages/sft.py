@@ -155,9 +155,8 @@ def main(config: SftConfig) -> None:
         for part in range(config.accumulate):
             rng = random.Random(f"{config.seed}-{step}-{part}-{accelerator.process_index}")
             batch, num_latents = batches.next(rng), draw_num_latents(config, step, rng)
-            num_rounds = rng.randint(1, config.num_rounds)
             batch = batch[: batch_at_equal_cost(len(batch), min(config.num_latents, config.max_latents), num_latents)]
-            nll, hints = losses(think, base, ids, batch, num_latents, num_rounds, config.milestones)
+            nll, hints = losses(think, base, ids, batch, num_latents, rng.randint(1, config.num_rounds), config.milestones)
             accelerator.backward((nll.mean() + milestone_weight * hints) / config.accumulate)
             curriculum.update([sample.example.level for sample in batch], nll.tolist())
         optimizer.step(step)
