@@ -4,9 +4,9 @@ read      X alone; the worker turns its hidden states into a verdict and latents
 answer    [X ; layout of the mode that was decided]; X comes from the prefix cache
 """
 
-import itertools
 import math
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
 _MAX_LABEL = 64
-_NUMBERS = itertools.count()  # of this process's engine requests
 _FOR_READING = ("lora_request", "trace_headers", "priority", "session_id", "data_parallel_rank")
 
 
@@ -48,7 +47,7 @@ class Question:
 def unique_id(label: str) -> str:
     """An engine request's id: a client may choose the label, and two may choose the same."""
     printable = label[:_MAX_LABEL].encode("ascii", "replace").decode()
-    return f"{printable}-{next(_NUMBERS)}"
+    return f"{printable}-{uuid.uuid4().hex}"
 
 
 class Passes:
@@ -101,7 +100,7 @@ class Passes:
 
     async def _read(self) -> Verdict:
         started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
-        self._key = unique_id("latents")
+        self._key = uuid.uuid4().hex
         work = Read(self._key, self.num_latents if hybrid.can_think_latent else 0)
         has_verdict = hybrid.has_probe or work.num_latents > 0
         params = read_params(work, Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS, hybrid.reads_all_positions)
