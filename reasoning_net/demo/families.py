@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from reasoning_net.demo.story import MONTHS, ORDINALS, Calendar, Operation, Story
 
-Builder = Callable[[random.Random, int], tuple[Story, str, Callable[[int], str]]]
-"""(rng, steps) → the story, the sentence that asks, and the reply to a value."""
+Written = tuple[Story, str, Callable[[int], str]]
+"""The story, the sentence that asks, and the reply to a value."""
 
 _WOMEN = ("Ann", "Eva", "Mia", "Zoe", "Lucy", "Nora")
 _MEN = ("Tom", "Bob", "Max", "Ben", "Sam", "Leo")
@@ -88,7 +88,7 @@ def _event(rng: random.Random, operation: Operation, item: str) -> str:
     return rng.choice(_VERBS[operation.op]).format(many=_many(operation.operand, item), item=item)
 
 
-def _counting(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int], str]]:
+def _counting(rng: random.Random, steps: int) -> Written:
     name, pronoun, strangers = _person(rng)
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
     story = Story(item, {name: rng.randint(1, cap)}, _days_or_months(rng))
@@ -103,7 +103,7 @@ def _counting(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int
     return story, rng.choice(ends), lambda value: f"{name} has {_many(value, item)}."
 
 
-def _buying(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int], str]]:
+def _buying(rng: random.Random, steps: int) -> Written:
     name, pronoun, strangers = _person(rng)
     hard, cap = rng.choice((0.0, 0.5, 1.0)), 30
     goods = rng.sample(_GOODS, 2)
@@ -134,7 +134,7 @@ def _buying(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int],
     return story, rng.choice(ends), lambda value: f"{name} has {_many(value, 'coins')}."
 
 
-def _riding(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int], str]]:
+def _riding(rng: random.Random, steps: int) -> Written:
     vehicle, hard, cap = rng.choice(_VEHICLES), rng.choice((0.0, 0.5, 1.0)), 20
     what, others, who = "passengers", [other for other in _VEHICLES if other != vehicle], f"the {vehicle}"
     story = Story(what, {who: rng.randint(1, cap)}, Calendar("At the {} stop", ORDINALS))
@@ -176,7 +176,7 @@ def _nothing_on_the_way(rng: random.Random, other_vehicles: list[str]) -> str:
     )
 
 
-def _sharing(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int], str]]:
+def _sharing(rng: random.Random, steps: int) -> Written:
     name, pronoun, strangers = _person(rng)
     other = rng.choice(strangers)
     strangers = [stranger for stranger in strangers if stranger != other]
@@ -205,7 +205,7 @@ def _sharing(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int]
     return story, rng.choice(ends), lambda value: f"{name} has {_many(value, item)}."
 
 
-def _climbing(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int], str]]:
+def _climbing(rng: random.Random, steps: int) -> Written:
     name, pronoun, strangers = _person(rng)
     what, hard, cap = rng.choice(_CLIMBS), rng.choice((0.0, 0.5, 1.0)), 20
     story = Story(what, {name: rng.randint(1, cap)}, Calendar("At the {} bell", ORDINALS))
@@ -236,7 +236,7 @@ def _climbing(rng: random.Random, steps: int) -> tuple[Story, str, Callable[[int
     return story, rng.choice(ends), lambda value: f"{name} is {_many(value, what)} up."
 
 
-BUILDERS: dict[str, Builder] = {
+BUILDERS: dict[str, Callable[[random.Random, int], Written]] = {
     "counting": _counting,
     "buying": _buying,
     "riding": _riding,

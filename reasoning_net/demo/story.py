@@ -84,13 +84,22 @@ class Story:
         self.asked = next(iter(values))
         self.results = list(values.values())
         """The values at the start, and what each operation comes to."""
-        self.condensed: list[int | str] = [*self.results]
-        """The values at the start; operator, operand and result of each operation."""
         self._at = at
 
     @property
     def value(self) -> int:
         return self.values[self.asked]
+
+    @property
+    def operations(self) -> list[Operation]:
+        return [operation for sentence in self.sentences for operation in sentence.operations]
+
+    @property
+    def condensed(self) -> list[int | str]:
+        """The values at the start; operator, operand and result of each operation."""
+        start, results = self.results[: len(self.start)], self.results[len(self.start) :]
+        steps = zip(self.operations, results, strict=True)
+        return [*start, *(part for one, result in steps for part in (one.op, one.operand, result))]
 
     def happens(self, event: str, *operations: Operation, note: str = "") -> None:
         self.text.append(self._at(event))
@@ -98,7 +107,6 @@ class Story:
         for operation in operations:
             self.values[operation.who] = operation.apply(self.values[operation.who])
             self.results.append(self.values[operation.who])
-            self.condensed += [operation.op, operation.operand, self.results[-1]]
 
     def chain(self, question: str) -> Chain:
         return _Writer(self, random.Random(question)).write()
@@ -109,7 +117,7 @@ class _Writer:
 
     def __init__(self, story: Story, rng: random.Random) -> None:
         self._story, self._rng, self._values = story, rng, dict(story.start)
-        self._operations = [operation for sentence in story.sentences for operation in sentence.operations]
+        self._operations = story.operations
         self._slip, self._slipped = self._draw_slip() if rng.random() < _MISSED else (None, 0)
         self._done = 0
 

@@ -38,7 +38,7 @@ def test_a_killed_run_resumes_to_the_same_network(tiny_base: Path, tmp_path: Pat
     ).split()
     words = ["train", "sft", "--model", str(tiny_base), *flags, "--output"]
     command = [sys.executable, "-m", "server.cli", *words]
-    run(*words, str(tmp_path / "whole"))
+    assert run(*words, str(tmp_path / "whole")).exit_code == 0
     state = tmp_path / "halves" / "run" / "state.pt"
     process = subprocess.Popen([*command, str(tmp_path / "halves")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not state.exists():
@@ -79,7 +79,7 @@ def test_two_processes_train_one_network(tiny_base: Path, tmp_path: Path) -> Non
     both = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, env=environment, check=False)
     assert both.returncode == 0, both.stderr
     assert torch.load(tmp_path / "two" / "run" / "state.pt")["step"] == 8
-    run(*command[command.index("train") :], str(tmp_path / "one"))
+    assert run(*command[command.index("train") :], str(tmp_path / "one")).exit_code == 0
     two, one = (load_net(tmp_path / name)[0].state_dict() for name in ("two", "one"))
     assert all(bool(tensor.isfinite().all()) for tensor in two.values())
     assert any(not torch.allclose(two[name], one[name]) for name in two)  # the second process had questions of its own
