@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import send_to_device
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from reasoning_net.errors import StageError
@@ -20,6 +22,7 @@ from reasoning_net.options import Share
 from reasoning_net.plots import plot_curves
 
 _MAX_BAD_STEPS = 20
+_LOADERS = 6  # processes; a batch of the demo costs one of them some 80 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,18 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
     return torch.compile(module, dynamic=True) if torch.cuda.is_available() else module
 
 
+def training_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def drawn_ahead(batches: IterableDataset[Any], device: torch.device) -> Iterator[Any]:
+    """Batches on `device`. For a GPU, which would wait for them, they are drawn in processes of their own."""
+    workers = _LOADERS if device.type == "cuda" else 0
+    for batch in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=workers > 0):
+        yield send_to_device(batch, device, non_blocking=True)
+
+
 def averaged(module: nn.Module, decay: float) -> AveragedModel | None:
     """An exponential moving average of the weights; None where the decay is 0."""
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
@@ -134,7 +149,7 @@ class Run:
         """What a stage must find again when it resumes (a curriculum's level, say)."""
         self._first_step, self._seconds = 0, 0.0
         if self._state.exists():
-            state = torch.load(self._state, weights_only=True)
+            state = torch.load(self._state, weights_only=True, map_location="cpu")
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
             if average is not None:
@@ -180,7 +195,7 @@ class Run:
 
 def seconds_trained(directory: Path) -> float:
     """How long the run in a directory took, without the time between a stop and its resumption."""
-    return float(torch.load(directory / "state.pt", weights_only=True)["seconds"])
+    return float(torch.load(directory / "state.pt", weights_only=True, map_location="cpu")["seconds"])
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

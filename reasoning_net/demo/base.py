@@ -17,6 +17,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from reasoning_net.demo.conversations import Conversation, conversation
@@ -24,7 +25,7 @@ from reasoning_net.demo.questions import FAMILIES, MAX_STEPS
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.options import Optimiser, Seed, Share
 from reasoning_net.precision import autocast
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, compiled
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, compiled, drawn_ahead, training_device
 
 # The pieces of an answer are tokenised one by one, as the server does (reasoning_net/layout.py).
 THINK, END_THINK = "<think>\n", "\n</think>\n\n"
@@ -108,24 +109,34 @@ def cut(rng: random.Random, talk: Conversation) -> tuple[str, str]:
     return "\n".join([*lines[:kept], *([" ".join(rest)] if rest else [])]), talk.standing[kept - 1]
 
 
-def _batches(
-    seed: int, first_step: int, tokenizer: PreTrainedTokenizerBase, config: BaseConfig
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class _Batches(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
     """Endless (token ids, labels, weights), each (B, T), of about `batch_tokens`, samples of like length together."""
-    step = first_step
-    while True:
-        rng = random.Random(f"{seed}-{step}")
-        share = step / config.steps
-        max_steps = min(MAX_STEPS, 2 + int(share / 0.2 * (MAX_STEPS - 1)))  # a curriculum: all eight after 20 %
-        pool = sorted((draw_sample(rng, tokenizer, config, max_steps) for _ in range(600)), key=lambda s: len(s.token_ids))
+
+    config: BaseConfig
+    tokenizer: PreTrainedTokenizerBase
+    first_step: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        worker = get_worker_info()
+        step, stride = self.first_step, worker.num_workers if worker else 1
+        while True:
+            rng = random.Random(f"{self.config.seed}-{step}-{worker.id if worker else 0}")
+            share = step / self.config.steps
+            max_steps = min(MAX_STEPS, 2 + int(share / 0.2 * (MAX_STEPS - 1)))  # a curriculum: all eight after 20 %
+            batches = self._pool(rng, max_steps)
+            step += len(batches) * stride
+            yield from (_collate(batch, int(self.tokenizer.pad_token_id)) for batch in batches)
+
+    def _pool(self, rng: random.Random, max_steps: int) -> list[list[_Sample]]:
+        samples = [draw_sample(rng, self.tokenizer, self.config, max_steps) for _ in range(600)]
         batches: list[list[_Sample]] = [[]]
-        for sample in pool:
-            if len(sample.token_ids) * (len(batches[-1]) + 1) > config.batch_tokens:
+        for sample in sorted(samples, key=lambda sample: len(sample.token_ids)):
+            if len(sample.token_ids) * (len(batches[-1]) + 1) > self.config.batch_tokens:
                 batches.append([])
             batches[-1].append(sample)
         rng.shuffle(batches)
-        step += len(batches)
-        yield from (_collate(batch, int(tokenizer.pad_token_id)) for batch in batches)
+        return batches
 
 
 def _collate(batch: list[_Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,12 +155,13 @@ def main(config: BaseConfig) -> None:
     else:
         tokenizer = train_tokenizer()
         model = Qwen3ForCausalLM(model_config(config.hidden_size, config.num_layers, tokenizer))
+    model.to(training_device())
     optimizer = Optimizer(model, config.optimizer, config.steps)
     run = Run(config.output / "run", model, optimizer, config.steps, "base")
     decoder = compiled(model.model)
     batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
     for step in run.steps():
-        batches = batches or _batches(config.seed, step, tokenizer, config)
+        batches = batches or drawn_ahead(_Batches(config, tokenizer, step), model.device)
         ids, labels, weights = next(batches)
         targets, chosen = labels[:, 1:], labels[:, 1:] != -100
         with autocast(model.device):
