@@ -26,6 +26,7 @@ class ReasoningNetConfig(BaseModel):
     base_hidden_size: int = Field(gt=0)
     num_latent_tokens: int = Field(256, gt=0, description="The most latents that the network computes; fewer is a prefix.")
     num_rounds: int = Field(1, gt=0, description="The most rounds that the network thinks in; fewer is an earlier stop.")
+    second_round: bool = Field(False, description="It thinks again with what the base made of its latents; not served yet.")
     conditioner: Conditioner = "all"
     hidden_size: int = Field(192, gt=0)
     intermediate_size: int = Field(512, gt=0)

@@ -39,6 +39,8 @@ class Columns:
     level: str | None = None
     messages: str | None = None
     """A column with the whole conversation, instead of `question`."""
+    chain: str | None = None
+    """What was thought before the reply."""
     correct: str | None = None
     """Rows where this column is false are not trained on: a reply that was generated and is wrong."""
 
@@ -49,7 +51,9 @@ PRESETS = {
     "math-500": Columns("problem", "answer", reply="solution", family="subject", level="level"),
     "openr1-math": Columns("problem", "answer", reply="solution", family="problem_type"),
     "deepscaler": Columns("problem", "answer", reply="solution"),
-    "traces": Columns("question", "answer", "reply", "family", "level", messages="messages", correct="correct"),
+    "traces": Columns(
+        "question", "answer", "reply", "family", "level", messages="messages", chain="reasoning", correct="correct"
+    ),
 }
 
 
@@ -92,9 +96,11 @@ class DataTask:
             raise StageError(f"{source} has no usable row. Are the columns right? They are mapped as {columns}.")
         self.levels = max(example.level for examples in self._examples.values() for example in examples)
 
-    def examples(self, seed: int, split: Split, max_level: int | None = None) -> Iterator[Example]:
-        """Rows in random order: over and over for training, else each once."""
-        rows = [e for e in self._examples[split] if max_level is None or e.level <= max_level]
+    def examples(self, seed: int, split: Split, level: int | None = None) -> Iterator[Example]:
+        """Rows in random order: over and over for training, else each once. Where a level has none, those below it."""
+        rows = self._examples[split]
+        if level is not None:
+            rows = [e for e in rows if e.level in (0, level)] or [e for e in rows if e.level < level]
         if not rows:
             raise StageError(f"No row of the data falls into the {split} split. Give more rows, or use --whole.")
         rng = random.Random(f"{split}-{seed}")
@@ -161,7 +167,8 @@ def _example(row: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
     family = str(row.get(columns.family) or "") if columns.family else ""
     correct = row.get(columns.correct, True) if columns.correct else True
     milestones = tuple(map(str, row.get("milestones") or ()))
-    return Example(messages, _clean(reply), answer, int(level or 1), family, milestones), bool(correct)
+    chain = str(row.get(columns.chain) or "") if columns.chain else ""
+    return Example(messages, _clean(reply), answer, int(level or 1), family, milestones, chain=chain), bool(correct)
 
 
 def _text(row: dict[str, Any], column: str) -> str:

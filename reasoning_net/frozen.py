@@ -7,7 +7,7 @@ tokens, d hidden size, V vocabulary, K copies (samples of one question).
 import copy
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from reasoning_net.errors import StageError
-from reasoning_net.layout import Layout, LayoutIds, check_chat_template, default_layout
+from reasoning_net.layout import Layout, LayoutIds, default_layout, prompt_ids
 
 
 @dataclass(slots=True)
@@ -37,12 +37,17 @@ class Prompt:
         """The final hidden states and the earlier ones, (B, 1 + L, T, d)."""
         return torch.stack([self.hidden_states, *self.earlier], dim=1)
 
+    def copy(self) -> "Prompt":
+        """The same prompts with a cache of their own."""
+        if self.cache is None:
+            return self
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]  # what is selected or appended is a new tensor
+        return replace(self, cache=cache)
+
     def rows(self, index: Tensor) -> "Prompt":
         """The prompts of these rows (R,), any of them as often as wanted, with a cache of their own."""
-        cache = None
-        if self.cache is not None:
-            cache = copy.copy(self.cache)
-            cache.layers = [copy.copy(layer) for layer in cache.layers]  # what is selected or appended is a new tensor
+        if (cache := self.copy().cache) is not None:
             cache.batch_select_indices(index)
         earlier = tuple(states[index] for states in self.earlier)
         return Prompt(self.hidden_states[index], self.embeddings[index], self.mask[index], cache, earlier)
@@ -74,6 +79,7 @@ class FrozenBase:
         self.hidden_size = int(self.model.config.hidden_size)
         self.num_layers = int(self.model.config.num_hidden_layers)
         self.embed = self.model.get_input_embeddings()
+        self._pieces: dict[tuple[int, ...], Tensor] = {}
 
     def layout(self, file: Path | None = None) -> Layout:
         """The layout in `file`, else the one that follows from the base's tokenizer and chat template."""
@@ -83,11 +89,8 @@ class FrozenBase:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """X: the conversation through the chat template, up to where the model has to write."""
-        check_chat_template(self.tokenizer)
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.tokenizer.encode(str(text), add_special_tokens=False)
+        return prompt_ids(self.tokenizer, messages)
 
-    @torch.no_grad()
     def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int] = ()) -> Prompt:
         """Prefill, padded on the left. `layers`: those after which the hidden states are kept, too."""
         length = max(map(len, prompts))
@@ -96,6 +99,11 @@ class FrozenBase:
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = torch.tensor(prompt)
             mask[row, length - len(prompt) :] = True
+        return self.read_ids(ids, mask, layers)
+
+    @torch.no_grad()
+    def read_ids(self, ids: Tensor, mask: Tensor, layers: Sequence[int] = ()) -> Prompt:
+        """Prefill token ids (B, T), which the mask, (B, T) bool, pads on the left."""
         embeddings = self.embed(ids)
         cache = None if self._checkpointing else DynamicCache(config=self.model.config)
         output = self._forward(embeddings, mask, cache, output_hidden_states=bool(layers))
@@ -112,21 +120,45 @@ class FrozenBase:
 
     def prefix(self, layout: LayoutIds, latents: Tensor) -> Tensor:
         """The latent layout as input embeddings, (B, P, d)."""
-        before, after = (
-            self.embed(torch.tensor([ids], device=self.device)) for ids in (layout.before_latents, layout.after_latents)
-        )
-        rows = (before.expand(len(latents), -1, -1), latents.to(before.dtype), after.expand(len(latents), -1, -1))
-        return torch.cat(rows, dim=1)
+        return self.between(layout.before_latents, latents, layout.after_latents)
 
-    def answer_logits(self, prompt: Prompt, prefix: Tensor, answer_ids: Tensor) -> Tensor:
-        """Logits that predict each of `answer_ids` (B, Y) after the prefix, (B, Y, V). The prompt's cache is used up."""
+    def between(self, before: tuple[int, ...], latents: Tensor, after: tuple[int, ...]) -> Tensor:
+        """Input embeddings of latents (B, N, d) between tokens, (B, P, d)."""
+        pieces = (self._piece(before).expand(len(latents), -1, -1), self._piece(after).expand(len(latents), -1, -1))
+        return torch.cat([pieces[0], latents.to(pieces[0].dtype), pieces[1]], dim=1)
+
+    @staticmethod
+    def kept(before: tuple[int, ...], read: Tensor, after: tuple[int, ...]) -> Tensor:
+        """Which rows of `between` are read, (B, P) bool: all tokens, and of the latents those in `read`, (B, N) bool."""
+        return torch.cat([read.new_ones(len(read), len(before)), read, read.new_ones(len(read), len(after))], dim=1)
+
+    def _piece(self, ids: tuple[int, ...]) -> Tensor:
+        """The embeddings of a layout's tokens, (1, P, d); kept, since a CUDA graph takes nothing from the host."""
+        if ids not in self._pieces:
+            self._pieces[ids] = self.embed(torch.tensor([ids], dtype=torch.long, device=self.device))
+        return self._pieces[ids]
+
+    def answer_logits(self, prompt: Prompt, prefix: Tensor, answer_ids: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Logits that predict each of `answer_ids` (B, Y) after the prefix (B, P, d), (B, Y, V). The prompt's cache is used up.
+
+        `kept`: which rows of the prefix are read, (B, P) bool; all by default.
+        """
         inputs = torch.cat([prefix, self.embed(answer_ids[:, :-1])], dim=1)
-        hidden = self.extend(prompt, inputs)
+        if kept is not None:
+            kept = torch.cat([kept, kept.new_ones(answer_ids[:, :-1].shape)], dim=1)
+        hidden = self.extend(prompt, inputs, kept)
         return self.model.lm_head(hidden[:, -answer_ids.shape[1] :])
 
-    def extend(self, prompt: Prompt, inputs: Tensor) -> Tensor:
-        """Read `inputs` (B, P, d) after the prompt; their final hidden states, (B, P, d)."""
-        mask = torch.cat([prompt.mask, prompt.mask.new_ones(inputs.shape[:2])], dim=1)
+    def read_on(self, prompt: Prompt, inputs: Tensor, kept: Tensor) -> tuple[Tensor, Prompt]:
+        """The final hidden states of `inputs` (B, P, d), and the prompt that has read them, too. The one before is used up."""
+        states = self.extend(prompt, inputs, kept)
+        embeddings, mask = torch.cat([prompt.embeddings, inputs], dim=1), torch.cat([prompt.mask, kept], dim=1)
+        return states, replace(prompt, embeddings=embeddings, mask=mask)
+
+    def extend(self, prompt: Prompt, inputs: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Read `inputs` (B, P, d) after the prompt, but for rows that are not kept; their final hidden states, (B, P, d)."""
+        kept = prompt.mask.new_ones(inputs.shape[:2]) if kept is None else kept
+        mask = torch.cat([prompt.mask, kept], dim=1)
         if prompt.cache is not None:
             return self._forward(inputs, mask, prompt.cache).last_hidden_state
         # The prompt is read again: checkpointing recomputes layers, which a cache would see twice. And transformers recomputes
@@ -140,21 +172,24 @@ class FrozenBase:
 
     @torch.no_grad()
     def generate(
-        self, prompt: Prompt, prefix: Tensor, max_tokens: int, *, copies: int = 1, temperature: float = 0.0, top_p: float = 1.0
-    ) -> list[list[int]]:
+        self, prompt: Prompt, prefix: Tensor, max_tokens: int, *, copies: int = 1, temperature: float = 0.0, top_p: float = 1.0,
+        kept: Tensor | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         """Replies after the prefix, up to the end-of-turn token, which is left out; greedy at temperature 0.
 
-        With `copies` K the B questions give B · K replies, those of one question together.
+        `kept`: which rows of the prefix are read, (B, P) bool; all by default. With `copies` K the B questions give B · K
+        replies, those of one question together.
         """
         rows = torch.arange(len(prefix), device=self.device).repeat_interleave(copies)
-        prompt, prefix = prompt.rows(rows), prefix[rows]
+        kept = prompt.mask.new_ones(prefix.shape[:2]) if kept is None else kept
+        prompt, prefix, kept = prompt.rows(rows), prefix[rows], kept[rows]
         # Whatever a checkpoint's own generation config would change is named.
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         end = self.model.generation_config.eos_token_id
         ends = set(end if isinstance(end, list) else [end])
         replies = self.model.generate(
             inputs_embeds=torch.cat([prompt.embeddings, prefix], dim=1),
-            attention_mask=torch.cat([prompt.mask, prompt.mask.new_ones(prefix.shape[:2])], dim=1).long(),
+            attention_mask=torch.cat([prompt.mask, kept], dim=1).long(),
             past_key_values=prompt.cache,
             max_new_tokens=max_tokens,
             pad_token_id=min(ends),

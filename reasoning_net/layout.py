@@ -60,6 +60,13 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise StageError("The base has no chat template, so there is no way to render a question. Use an instruct model.")
 
 
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> list[int]:
+    """X: the conversation through the chat template, up to where the model has to write."""
+    check_chat_template(tokenizer)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(str(text), add_special_tokens=False)
+
+
 def default_layout(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Layout:
     """The layout of a base with Qwen3's think tags, whether or not its chat template opens the first one.
 

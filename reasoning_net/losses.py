@@ -1,67 +1,74 @@
-"""What the reasoning network is trained on: the likelihood of the reply, and what the chain's steps say about the latents.
+"""What the reasoning network is trained on: the likelihood of what follows, what the chain's steps say about the latents, and
+what the base itself would write after its own chain.
 
-Shapes: B batch, N latent tokens, Y reply tokens, d hidden size of the base.
+Shapes: B batch, N latent tokens, Y tokens to be written, V vocabulary, d hidden size of the base.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import cross_entropy, kl_div, normalize
 
-from reasoning_net.curriculum import Sample
-from reasoning_net.frozen import FrozenBase
+from reasoning_net.batches import Batch, padded
+from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.precision import autocast
 
-Milestones = Literal["results", "steps"]
-"""What the latents are to hold, one token each: the results of the chain's steps, or the steps themselves (operator, operand,
-result), as LOTUS supervises every position (2606.31779)."""
 _SHARPNESS = 12.0  # of the softmax over cosine similarities
 
 
 def losses(
-    think: Callable[..., Tensor], base: FrozenBase, layout: LayoutIds, batch: Sequence[Sample], num_latents: int,
-    num_rounds: int, milestones: Milestones,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """NLL (B,), in nats per reply, and the auxiliary loss."""
-    with autocast(base.device):
-        prompt = base.read([sample.prompt_ids for sample in batch])
-        latents = think(prompt.hidden_states, prompt.embeddings, prompt.mask, num_latents, num_rounds)
-        answers = answer_ids(base, [sample.example.reply for sample in batch])
-        logits = base.answer_logits(prompt, base.prefix(layout, latents), answers.clamp(min=0))
-    nll = cross_entropy(logits.float().transpose(1, 2), answers, ignore_index=-100, reduction="none")
-    examples = [sample.example for sample in batch]
-    texts = [example.milestones if milestones == "results" else example.condensed for example in examples]
-    return nll.sum(1), milestone_loss(base, latents, texts)
+    think: Callable[..., Tensor], base: FrozenBase, layout: LayoutIds, batch: Batch, *, second_round: bool = False
+) -> tuple[Tensor, Tensor]:
+    """NLL (B,), in nats per text, and the auxiliary loss.
 
-
-def answer_ids(base: FrozenBase, replies: list[str]) -> Tensor:
-    """Y with its end-of-turn token, (B, Y), −100 where there is none."""
-    end = int(base.tokenizer.eos_token_id)
-    return labels([[*base.tokenizer.encode(reply, add_special_tokens=False), end] for reply in replies], base.device)
-
-
-def labels(rows: list[list[int]], device: torch.device) -> Tensor:
-    """Rows of token ids as one tensor, −100 where a row has ended."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=-100).to(device)
-
-
-def milestone_loss(base: FrozenBase, latents: Tensor, milestones: Sequence[tuple[str, ...]]) -> Tensor:
-    """Cross-entropy of reading the j-th text off the j-th latent, by similarity to the base's embeddings.
-
-    Nothing constrains the latents after the last text. Texts that are more than one token are left out.
+    `second_round`: the base reads the latents, and the network thinks again with what it made of them. For `distill`: the
+    divergence from the base that has read the chain, instead of the NLL.
     """
-    targets = torch.full(latents.shape[:2], -100, device=latents.device)  # (B, N)
-    for row, texts in enumerate(milestones):
-        for slot, text in enumerate(texts[: latents.shape[1]]):
-            ids = base.tokenizer.encode(text, add_special_tokens=False)
-            if len(ids) == 1:
-                targets[row, slot] = ids[0]
-    if not bool((targets >= 0).any()):
-        return latents.sum() * 0.0
-    chosen = targets >= 0
-    similarity = normalize(latents[chosen].float(), dim=-1) @ normalize(base.embed.weight.float(), dim=-1).T
-    return cross_entropy(similarity * _SHARPNESS, targets[chosen])
+    with autocast(base.device):
+        prompt = question = base.read_ids(batch.prompt_ids, batch.mask)
+        asked = prompt.copy() if batch.kind == "distill" else None
+        latents = think(question.hidden_states, question.embeddings, question.mask, batch.computed, batch.num_rounds)
+        read = torch.arange(batch.computed, device=base.device) < batch.num_latents[:, None]  # (B, N)
+        opening: tuple[int, ...] = layout.before_latents
+        if second_round:
+            states, prompt = base.read_on(prompt, base.between(opening, latents, ()), base.kept(opening, read, ()))
+            made = states[:, len(opening) :], latents
+            latents = think(question.hidden_states, question.embeddings, question.mask, batch.computed, batch.num_rounds, made)
+            opening = ()
+        closing = () if batch.kind == "rest" else layout.after_latents  # the rest of a chain closes itself
+        prefix, kept = base.between(opening, latents, closing), base.kept(opening, read, closing)
+        if asked is not None:
+            return _distilled(base, prompt, asked, prefix, kept, batch), hint_loss(base, latents, batch.hints)
+        logits = base.answer_logits(prompt, prefix, batch.targets.clamp(min=0), kept)
+    nll = cross_entropy(logits.float().transpose(1, 2), batch.targets, ignore_index=-100, reduction="none")
+    return nll.sum(1), hint_loss(base, latents, batch.hints)
+
+
+def _distilled(base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, kept: Tensor, batch: Batch) -> Tensor:
+    """KL(after latents ‖ after the chain), (B,), in nats over a reply that is sampled after the latents.
+
+    On-policy distillation (2306.13649) from the same frozen base, which has read its own chain.
+    """
+    end = int(base.tokenizer.eos_token_id)
+    replies = base.generate(prompt, prefix.detach(), batch.targets.shape[1] - 1, kept=kept, temperature=1.0)
+    tokens = padded([[*reply, end] for reply in replies]).to(base.device)
+    written = tokens != -100
+    with torch.no_grad():
+        chain = batch.chain != -100
+        teacher = base.answer_logits(asked, base.embed(batch.chain.clamp(min=0)), tokens.clamp(min=0), chain).float()
+    student = base.answer_logits(prompt, prefix, tokens.clamp(min=0), kept).float()
+    divergence = kl_div(teacher.log_softmax(-1), student.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    return (divergence * written).sum(1)
+
+
+def hint_loss(base: FrozenBase, latents: Tensor, hints: Tensor) -> Tensor:
+    """Cross-entropy of reading the j-th hint, (B, ≤ N), off the j-th latent, by similarity to the base's embeddings.
+
+    Nothing constrains latents without a hint (−100).
+    """
+    hinted = normalize(latents[:, : hints.shape[1]].float(), dim=-1)
+    similarity = hinted @ normalize(base.embed.weight.float(), dim=-1).T
+    total = cross_entropy(similarity.transpose(1, 2) * _SHARPNESS, hints, ignore_index=-100, reduction="sum")
+    return total / (hints != -100).sum().clamp(min=1)

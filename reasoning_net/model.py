@@ -44,12 +44,14 @@ class ReasoningNet(nn.Module):
         del self.backbone.embed_tokens
         if config.num_rounds > 1:
             self.rounds = nn.Parameter(torch.zeros(config.num_rounds - 1, config.hidden_size))
+        if config.second_round:
+            self.second_round = nn.Parameter(torch.zeros(config.hidden_size))
         self.f_out = nn.Linear(config.hidden_size, config.base_hidden_size, bias=False)
         self.scale = nn.Parameter(torch.tensor(float(embedding_rms)))
 
     def forward(
         self, hidden_states: Tensor, embeddings: Tensor, mask: Tensor, num_latents: int | None = None,
-        num_rounds: int | None = None,
+        num_rounds: int | None = None, made: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """The latents z, (B, N, d).
 
@@ -59,17 +61,17 @@ class ReasoningNet(nn.Module):
             mask: (B, T) bool, True where there is a token.
             num_latents: N; the network's own number by default.
             num_rounds: the network's own number by default.
+            made: latents of an earlier pass as (the base's final states at them, themselves), (B, N, d) each: a second round.
         """
         queries = self.queries[: num_latents or self.config.num_latent_tokens]  # (N, w)
-        inputs = rms_norm(hidden_states, hidden_states.shape[-1:])
-        if self.config.reads_embeddings:
-            inputs = torch.cat([inputs, rms_norm(embeddings, embeddings.shape[-1:])], dim=-1)
-        states, read = self.f_in(inputs), DynamicCache()  # (B, T, w)
+        states, read = self._enter(hidden_states, embeddings), DynamicCache()  # (B, T, w)
         if self.config.reads_all_positions:
             seen, first = mask, queries.expand(len(states), -1, -1)
             self._attend(states, _allowed(mask, mask.shape[1], is_causal=False), _positions(mask), read)
         else:
             seen, first = mask[:, :0], states[:, -1:] * queries
+        if made is not None:
+            first = first + self._enter(*made) + self.second_round
         keys = torch.cat([seen, seen.new_ones(len(seen), len(queries))], dim=1)  # (B, C + N)
         allowed, positions = _allowed(keys, len(queries), is_causal=True), _positions(keys)[:, -len(queries) :]
         outputs = self._attend(first, allowed, positions, read)
@@ -78,6 +80,12 @@ class ReasoningNet(nn.Module):
             outputs = self._attend(first + outputs + self.rounds[round_ - 1], allowed, positions, read)
         z = self.f_out(outputs)
         return rms_norm(z, z.shape[-1:]) * self.scale
+
+    def _enter(self, hidden_states: Tensor, embeddings: Tensor) -> Tensor:
+        inputs = rms_norm(hidden_states, hidden_states.shape[-1:])
+        if self.config.reads_embeddings:
+            inputs = torch.cat([inputs, rms_norm(embeddings, embeddings.shape[-1:])], dim=-1)
+        return self.f_in(inputs)
 
     def _attend(self, inputs: Tensor, allowed: Tensor, positions: Tensor, read: DynamicCache) -> Tensor:
         """The backbone on `inputs` (B, Q, w), after what was read."""

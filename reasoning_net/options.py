@@ -27,6 +27,7 @@ Model = Annotated[
 ]
 LayoutFile = Annotated[Path | None, Parameter(help="Prompt layout as JSON, where it does not follow from the base.")]
 Seed = Annotated[int, Parameter(help="Seed of the data and the weights.")]
+Workers = Annotated[int, Field(ge=0), Parameter(help="Processes that draw batches for a GPU.")]
 SERVER = Parameter(converter=lambda _, tokens: tokens[0].value.rstrip("/").removesuffix("/v1"))
 """A server's address. Clients of OpenAI's protocol are given `…/v1`, so that is understood, too."""
 Url = Annotated[str, SERVER, Parameter(help="The server.")]

@@ -17,7 +17,7 @@ from reasoning_net.errors import StageError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One supervised example: the conversation X and the reply Y. The chain R is not needed."""
+    """One supervised example: the conversation X and the reply Y."""
 
     messages: list[dict[str, str]]
     reply: str
@@ -30,13 +30,15 @@ class Example:
     """Intermediate results of the chain in order, where they are known: an auxiliary loss may use them in training."""
     condensed: tuple[str, ...] = ()
     """The chain's steps, where they are known: the first values, then operator, operand and result of each."""
+    chain: str = ""
+    """R, where it is known: what the base thinks, or thought, in text."""
 
 
 class Task(Protocol):
     levels: int
 
-    def examples(self, seed: int, split: Split, max_level: int | None = None) -> Iterator[Example]:
-        """A stream that is the same for the same seed, endless for training."""
+    def examples(self, seed: int, split: Split, level: int | None = None) -> Iterator[Example]:
+        """A stream that is the same for the same seed, endless for training; of one level, and what has none, or of all."""
         ...
 
     def final_answer(self, reply: str) -> str | None:
@@ -57,18 +59,19 @@ class DemoTask:
             raise StageError(f"The demo has no family {', '.join(sorted(unknown))}. It has {', '.join(FAMILIES)}.")
         self._families = families
 
-    def examples(self, seed: int, split: Split, max_level: int | None = None) -> Iterator[Example]:
+    def examples(self, seed: int, split: Split, level: int | None = None) -> Iterator[Example]:
+        steps = (level, level) if level else (1, MAX_STEPS)
         if split != "train":
-            for question in questions(seed, split, max_steps=max_level or MAX_STEPS, families=self._families):
+            for question in questions(seed, split, steps=steps, families=self._families):
                 yield _example([{"role": "user", "content": question.question}], question)
             return
-        rng = random.Random(f"{split}-{seed}-{max_level}")
+        rng = random.Random(f"{split}-{seed}-{level}")
         while True:
-            talk = conversation(rng, split, max_level or MAX_STEPS, self._families)
+            talk = conversation(rng, split, steps, self._families)
             yield (
                 _example(talk.messages, talk.question)
                 if talk.question
-                else Example(talk.messages, talk.reply, "", 0, "small talk")
+                else Example(talk.messages, talk.reply, "", 0, "small talk", chain=talk.chain)
             )
 
     def final_answer(self, reply: str) -> str | None:
@@ -104,4 +107,6 @@ class TaskSpec:
 
 def _example(messages: list[dict[str, str]], asked: Question) -> Example:
     milestones = tuple(f" {value}" for value in asked.values)
-    return Example(messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones, asked.condensed)
+    return Example(
+        messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones, asked.condensed, asked.chain
+    )

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,6 @@ from reasoning_net.options import Share
 from reasoning_net.plots import plot_curves
 
 _MAX_BAD_STEPS = 20
-_LOADERS = 6  # processes; a batch of the demo costs one of them some 80 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Optimizer:
         for optimizer in self._optimizers:
             if is_finite:
                 optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=False)  # CUDA graphs keep the buffers
         self._bad_steps = 0 if is_finite else self._bad_steps + 1
         if self._bad_steps == _MAX_BAD_STEPS:
             raise StageError(
@@ -93,7 +92,7 @@ class Optimizer:
 
 
 def _is_hidden_matrix(name: str) -> bool:
-    return not any(part in name for part in ("embed", "lm_head", "queries", "positions"))
+    return not any(part in name for part in ("embed", "lm_head", "queries", "rounds"))
 
 
 def learning_rate_scale(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -107,19 +106,14 @@ def learning_rate_scale(step: int, total_steps: int, config: OptimizerConfig) ->
     return max(0.01, min(1.0, warmup, anneal))
 
 
-def compiled(module: nn.Module) -> Callable[..., Any]:
-    """The forward through torch.compile on GPUs; as it is on CPUs, where every new shape would compile for minutes."""
-    return torch.compile(module, dynamic=True) if torch.cuda.is_available() else module
-
-
 def training_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def drawn_ahead(batches: IterableDataset[Any], device: torch.device) -> Iterator[Any]:
-    """Batches on `device`. For a GPU, which would wait for them, they are drawn in processes of their own."""
-    workers = _LOADERS if device.type == "cuda" else 0
+def drawn_ahead(batches: IterableDataset[Any], device: torch.device, workers: int) -> Iterator[Any]:
+    """Batches on `device`. For a GPU, which would wait for them, they are drawn in `workers` processes of their own."""
+    workers = workers if device.type == "cuda" else 0
     for batch in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=workers > 0):
         yield send_to_device(batch, device, non_blocking=True)
 

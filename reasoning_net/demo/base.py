@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from reasoning_net.demo.conversations import Conversation, conversation
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS
 from reasoning_net.demo.tokenizer import train_tokenizer
-from reasoning_net.options import Optimiser, Seed, Share
+from reasoning_net.options import Optimiser, Seed, Share, Workers, commas
 from reasoning_net.precision import autocast
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, compiled, drawn_ahead, training_device
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, drawn_ahead, training_device
 
 # The pieces of an answer are tokenised one by one, as the server does (reasoning_net/layout.py).
 THINK, END_THINK = "<think>\n", "\n</think>\n\n"
@@ -45,6 +45,8 @@ class BaseConfig:
     """Share of chains that are cut short and answered from what stands."""
     direct_weight: NonNegativeFloat = 2.0
     """Weight of a directly given reply's tokens: there are few of them, and nothing of the chain to lean on."""
+    families: Annotated[tuple[str, ...], commas(str)] = FAMILIES
+    """Comma-separated families of questions; one that is named twice is drawn twice as often."""
     start: Annotated[Path | None, Parameter(name="--from")] = None
     """Go on from this checkpoint instead of from scratch."""
     seed: Seed = 0
@@ -52,6 +54,7 @@ class BaseConfig:
     """Width of the model."""
     num_layers: PositiveInt = 6
     """Depth of the model."""
+    workers: Workers = 6
     optimizer: Annotated[OptimizerConfig, Optimiser] = field(default_factory=OptimizerConfig)
 
 
@@ -83,7 +86,7 @@ def model_config(hidden_size: int, num_layers: int, tokenizer: PreTrainedTokeniz
 
 
 def draw_sample(rng: random.Random, tokenizer: PreTrainedTokenizerBase, config: BaseConfig, max_steps: int) -> _Sample:
-    talk = conversation(rng, "train", max_steps, FAMILIES)
+    talk = conversation(rng, "train", (1, max_steps), config.families)
     prompt = tokenizer.apply_chat_template(talk.messages, add_generation_prompt=True, tokenize=False)
     reply, weight = talk.reply, 1.0
     pieces = [(str(prompt), False)]  # and whether they are learnt
@@ -142,7 +145,7 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
 def _collate(batch: list[_Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = [torch.tensor(sample.token_ids) for sample in batch]
     ids, labels = pad_sequence(rows, True, pad), pad_sequence([torch.tensor(s.labels) for s in batch], True, -100)
-    return ids, labels, torch.tensor([[sample.weight] for sample in batch]).expand_as(ids)
+    return ids, labels, torch.tensor([[sample.weight] for sample in batch]).repeat(1, ids.shape[1])
 
 
 def main(config: BaseConfig) -> None:
@@ -158,14 +161,13 @@ def main(config: BaseConfig) -> None:
     model.to(training_device())
     optimizer = Optimizer(model, config.optimizer, config.steps)
     run = Run(config.output / "run", model, optimizer, config.steps, "base")
-    decoder = compiled(model.model)
     batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
     for step in run.steps():
-        batches = batches or drawn_ahead(_Batches(config, tokenizer, step), model.device)
+        batches = batches or drawn_ahead(_Batches(config, tokenizer, step), model.device, config.workers)
         ids, labels, weights = next(batches)
         targets, chosen = labels[:, 1:], labels[:, 1:] != -100
         with autocast(model.device):
-            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[:, :-1][chosen])
         nll = cross_entropy(logits.float(), targets[chosen], reduction="none")
         weight = weights[:, 1:][chosen]

@@ -56,10 +56,13 @@ def _small_talk(rng: random.Random) -> str:
 
 
 def conversation(
-    rng: random.Random, split: Split, max_steps: int = MAX_STEPS, families: tuple[str, ...] = SHIPPED
+    rng: random.Random, split: Split, steps: tuple[int, int] = (1, MAX_STEPS), families: tuple[str, ...] = SHIPPED
 ) -> Conversation:
-    """A conversation. One in twenty is small talk; one in twelve has an earlier turn, one in sixteen three to eight of them,
-    and one in twelve a system prompt."""
+    """A conversation, whose question has a number of steps between two.
+
+    One in twenty is small talk; one in twelve has an earlier turn, one in sixteen three to eight of them, and one in twelve a
+    system prompt.
+    """
     messages: list[dict[str, str]] = []
     if rng.random() < 1 / 12:
         messages.append({"role": "system", "content": rng.choice(_SYSTEM_PROMPTS)})
@@ -67,13 +70,13 @@ def conversation(
         if rng.random() < 0.3:
             earlier, reply = _small_talk(rng), OTHER_REPLY
         else:
-            old = draw(rng, split, rng.randint(1, min(3, max_steps)), rng.choice(families))
+            old = draw(rng, split, rng.randint(1, min(3, steps[1])), rng.choice(families))
             earlier, reply = old.question, old.reply
         messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": reply}]
     if rng.random() < 1 / 20:
         messages.append({"role": "user", "content": _small_talk(rng)})
         return Conversation(messages, _OTHER_CHAIN, OTHER_REPLY, (OTHER_REPLY,), None)
-    question = draw(rng, split, rng.randint(1, max_steps), rng.choice(families))
+    question = draw(rng, split, rng.randint(*steps), rng.choice(families))
     messages.append({"role": "user", "content": question.question})
     return Conversation(messages, question.chain, question.reply, question.standing, question)
 

@@ -182,8 +182,8 @@ def _sharing(rng: random.Random, steps: int) -> Written:
     strangers = [stranger for stranger in strangers if stranger != other]
     item, hard, cap = rng.choice(_ITEMS), rng.choice((0.0, 0.5, 1.0)), 20
     story = Story(item, {name: rng.randint(1, 12), other: rng.randint(1, 12)}, _days_or_months(rng))
-    have = [f"{who} has {_many(value, item)}" for who, value in story.values.items()]
-    story.text.append(f"{' and '.join(have if rng.random() < 0.5 else have[::-1])}.")
+    get = [f"{who} {_many(value, item)}" for who, value in story.values.items()]
+    story.text.append(f"{rng.choice(strangers)} gives {' and '.join(get if rng.random() < 0.5 else get[::-1])}.")
     schedule = _schedule(rng, steps)
     while schedule:
         if not schedule.pop(0):

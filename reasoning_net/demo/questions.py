@@ -59,12 +59,12 @@ def final_number(reply: str) -> int | None:
 
 
 def questions(
-    seed: int, split: Split, *, max_steps: int = MAX_STEPS, families: tuple[str, ...] = SHIPPED
+    seed: int, split: Split, *, steps: tuple[int, int] = (1, MAX_STEPS), families: tuple[str, ...] = SHIPPED
 ) -> Iterator[Question]:
-    """An endless stream of questions of one split, steps uniform in 1…`max_steps`; the same for the same seed."""
+    """An endless stream of questions of one split, the number of steps uniform between two; the same for the same seed."""
     rng = random.Random(f"{split}-{seed}")
     while True:
-        yield draw(rng, split, rng.randint(1, max_steps), rng.choice(families))
+        yield draw(rng, split, rng.randint(*steps), rng.choice(families))
 
 
 def draw(rng: random.Random, split: Split, steps: int, family: str) -> Question:

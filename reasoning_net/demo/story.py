@@ -146,21 +146,22 @@ class _Writer:
     def _work(self, operation: Operation) -> str:
         before = self._values[operation.who]
         after = operation.apply(before)
-        whose = f"{operation.who}: " if len(self._values) > 1 else ""
-        left = f"{before} {operation.op} {operation.operand}"
+        # A name right before its number: what a small model finds again.
+        whose = f"{operation.who} " if len(self._values) > 1 else ""
+        left = f"{whose}{before} {operation.op} {operation.operand}"
         is_slip, self._done = self._done == self._slip, self._done + 1
         if is_slip:
             self._values[operation.who] = self._slipped
-            return f"{whose}{left} = {self._slipped}."
+            return f"{left} = {self._slipped}."
         self._values[operation.who] = after
         if self._rng.random() < _NOTICED:
-            return f"{whose}{left} = {self._wrong(after)}. Wait, that is wrong. {left} = {after}."
+            return f"{left} = {self._wrong(after)}. Wait, that is wrong. {left} = {after}."
         doubt = ""
         if self._rng.random() < _DOUBTED.get(operation.op, _DOUBTED_ELSE):
             less, more = sorted((before, after))
             doubt = f" Wait, is that right? {less} + {more - less} = {more}, yes."
         phrase = self._rng.choice(("{} = {}.", "That is {} = {}.", "Let me see: {} = {}."))
-        return whose + phrase.format(left, after) + doubt
+        return phrase.format(left, after) + doubt
 
     def _end(self) -> str:
         story, check = self._story, self._rng.choice(_CHECKS)
@@ -193,4 +194,4 @@ class _Writer:
         return self._rng.choice(near)
 
     def _state(self, values: dict[str, int]) -> str:
-        return " and ".join(f"{who} has {value}" for who, value in values.items())
+        return " and ".join(f"{who} {'' if len(values) > 1 else 'has '}{value}" for who, value in values.items())

@@ -21,11 +21,11 @@ from cyclopts import Parameter
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from reasoning_net.batches import padded
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
-from reasoning_net.losses import labels
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Flat, Model, Optimiser, Questions, Seed, Share, commas
 from reasoning_net.precision import autocast, compute_dtype
@@ -184,7 +184,7 @@ def batch_of(prompt: Prompt, replies: list[list[Reply]], groups: Groups) -> _Bat
     device = prompt.mask.device
     rows = groups.used.nonzero()
     questions, row_of = rows[:, 0].unique(return_inverse=True)
-    tokens = labels([replies[q][k].token_ids for q, k in rows.tolist()], device)
+    tokens = padded([replies[q][k].token_ids for q, k in rows.tolist()]).to(device)
     advantages = groups.advantages[groups.used]
     return _Batch(prompt.rows(questions.to(device)), row_of.to(device), tokens, advantages.to(device))
 

@@ -5,11 +5,13 @@
 Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ is trained. Where we differ:
 
 - A curriculum over the task's levels: the next opens when the replies of the hardest open one are likely enough, or on time.
-- In the later part of the run half of the batches draw their number of latents, so that one network serves several budgets.
-- Where a task knows the chain's intermediate results, an auxiliary loss reads them off the first latents for part of the run.
+- In the later part of the run half of the questions draw their number of latents, so that one network serves several budgets.
+- Where a task knows the chain's steps, an auxiliary loss reads them off the first latents for part of the run.
+- A share of the batches has the rest of the chain to write (`--rest-share`), so that the base can think on after the latents; a
+  share learns from what the base writes after its own chain (`--distill-share`), on replies that are sampled after the latents.
 """
 
-import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
@@ -18,21 +20,24 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from reasoning_net.batches import POOL_BATCHES, Batch, Batches, Kind, Milestones, Plan
 from reasoning_net.config import Conditioner, ReasoningNetConfig
-from reasoning_net.curriculum import POOL_BATCHES, Batches, Curriculum
+from reasoning_net.curriculum import Curriculum
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.graphs import Graphed
 from reasoning_net.layout import Layout
-from reasoning_net.losses import Milestones, losses
+from reasoning_net.losses import losses
 from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
-from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share
+from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
 from reasoning_net.tasks import TaskSpec
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, compiled
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead
 
-NESTED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_FIGURES: dict[Kind, str] = {"reply": "nll", "rest": "nll of the rest", "distill": "divergence"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,14 @@ class SftConfig:
     num_rounds: PositiveInt = 1
     """The most rounds that the network thinks in; training draws from one to these."""
     nested_from: Share = 0.4
-    """Share of the steps after which half of the batches draw their number of latents."""
+    """Share of the steps after which half of the questions draw their number of latents, and a quarter of the batches have the
+    most."""
+    second_round: bool = False
+    """The network thinks again with what the base made of its latents. For studies: the engine does not serve it."""
+    rest_share: Share = 0.0
+    """Share of the batches whose target is the second half of the chain and the reply: for latent, then explicit."""
+    distill_share: Share = 0.0
+    """Share of the batches that learn from what the base writes after its own chain, on replies sampled after the latents."""
     conditioner: Conditioner = "all+embeddings"
     """What the network reads. last: the final position, as in the paper; all; all+embeddings."""
     backbone: str | None = None
@@ -100,6 +112,7 @@ class SftConfig:
     save_every: Annotated[int, Field(gt=0, multiple_of=POOL_BATCHES)] = 200
     """Steps between two checkpoints; a multiple of 8, so that a resumed run draws the same batches."""
     seed: Seed = 0
+    workers: Workers = 6
     optimizer: Annotated[SftOptimizer, Optimiser] = field(default_factory=SftOptimizer)
 
 
@@ -114,13 +127,14 @@ def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConf
     """The backbone's architecture, or a fresh one whose other sizes follow from its width."""
     if config.backbone:
         found = config_of_backbone(config.backbone, base_hidden_size, config.max_latents, config.conditioner)
-        return found.model_copy(update={"num_rounds": config.num_rounds})
+        return found.model_copy(update={"num_rounds": config.num_rounds, "second_round": config.second_round})
     if config.hidden_size % 32:
         raise StageError(f"The width of the network must be a multiple of 32 (heads are 32 wide), not {config.hidden_size}.")
     return ReasoningNetConfig(
         base_hidden_size=base_hidden_size,
         num_latent_tokens=config.max_latents,
         num_rounds=config.num_rounds,
+        second_round=config.second_round,
         conditioner=config.conditioner,
         hidden_size=config.hidden_size,
         intermediate_size=config.hidden_size * 8 // 3,
@@ -147,23 +161,34 @@ def main(config: SftConfig) -> None:
     run = Run(config.output / "run", net, optimizer, config.steps, "sft", average=average, is_main=accelerator.is_main_process)
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])
-    think = compiled(accelerator.prepare_model(net) if accelerator.num_processes > 1 else net)
-    batches = Batches(task, base, curriculum, config.batch_size, config.max_prompt_tokens, config.max_reply_tokens)
+    think = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
+
+    def learn(batch: Batch) -> tuple[Tensor, Tensor]:
+        nll, hints = losses(think, base, ids, batch, second_round=config.second_round)
+        accelerator.backward((nll.mean() + batch.hint_weight * hints) / config.accumulate)
+        return nll.detach(), hints.detach()
+
+    is_graphed = device.type == "cuda" and accelerator.num_processes == 1 and not config.checkpointing
+    replayed = Graphed(learn, net) if is_graphed else learn
+    stream: Iterator[Batch] | None = None
     for step in run.steps(config.save_every):
+        if stream is None:
+            seed = f"{config.seed}-{accelerator.process_index}"
+            drawn = Batches(
+                task, base.tokenizer, ids, curriculum, plan(config, device), seed=seed, first=step * config.accumulate
+            )
+            stream = drawn_ahead(drawn, device, config.workers)
         curriculum.open_at_least(int(task.levels * step / (config.all_levels_by * config.steps)))
-        milestone_weight = config.milestone_weight if step < config.milestones_until * config.steps else 0.0
-        for part in range(config.accumulate):
-            rng = random.Random(f"{config.seed}-{step}-{part}-{accelerator.process_index}")
-            batch, num_latents = batches.next(rng), draw_num_latents(config, step, rng)
-            batch = batch[: batch_at_equal_cost(len(batch), min(config.num_latents, config.max_latents), num_latents)]
-            nll, hints = losses(think, base, ids, batch, num_latents, rng.randint(1, config.num_rounds), config.milestones)
-            accelerator.backward((nll.mean() + milestone_weight * hints) / config.accumulate)
-            curriculum.update([sample.example.level for sample in batch], nll.tolist())
+        for _ in range(config.accumulate):
+            batch = next(stream)
+            nll, hints = (learn if batch.kind == "distill" else replayed)(batch)  # sampling is no graph
+            if batch.kind == "reply":
+                curriculum.update(batch.levels.tolist(), nll.tolist())
         optimizer.step(step)
         if average is not None:
             average.update_parameters(net)
         run.extra = {"curriculum": curriculum.state_dict()}
-        run.report(step, {"nll": float(nll.detach().mean()), "hints": float(hints.detach())}, {"level": curriculum.open})
+        run.report(step, {_FIGURES[batch.kind]: float(nll.mean()), "hints": float(hints)}, {"level": curriculum.open})
         if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
             save(trained, layout, config.output)
     if accelerator.is_main_process:
@@ -172,17 +197,25 @@ def main(config: SftConfig) -> None:
     accelerator.end_training()
 
 
-def draw_num_latents(config: SftConfig, step: int, rng: random.Random) -> int:
-    """In the nested part of the run, for half of the batches one of the `NESTED_SIZES` that the network can compute."""
-    if step >= config.nested_from * config.steps and rng.random() < 0.5:
-        sizes = tuple(n for n in NESTED_SIZES if config.min_latents <= n <= config.max_latents)
-        return rng.choice(sizes or (config.max_latents,))
-    return min(config.num_latents, config.max_latents)
-
-
-def batch_at_equal_cost(batch_size: int, num_latents: int, larger: int) -> int:
-    """Questions with `larger` latents each whose step costs about as much as `batch_size` with `num_latents`."""
-    return max(8, batch_size * 2 * num_latents // (num_latents + larger))
+def plan(config: SftConfig, device: torch.device) -> Plan:
+    """How batches are drawn. On a GPU shapes come again, for its graphs."""
+    batches = config.steps * config.accumulate
+    return Plan(
+        batch_size=config.batch_size,
+        num_latents=config.num_latents,
+        max_latents=config.max_latents,
+        min_latents=config.min_latents,
+        num_rounds=config.num_rounds,
+        nested_from=int(config.nested_from * batches),
+        rest_share=config.rest_share,
+        distill_share=config.distill_share,
+        milestones=config.milestones,
+        hint_weight=config.milestone_weight,
+        hinted_until=int(config.milestones_until * batches),
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_reply_tokens=config.max_reply_tokens,
+        pad_to=64 if device.type == "cuda" else 1,
+    )
 
 
 def save(net: ReasoningNet, layout: Layout, output: Path) -> None:

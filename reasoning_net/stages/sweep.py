@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import PositiveInt
 
+from reasoning_net.batches import batch_at_equal_cost
 from reasoning_net.config import Conditioner
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.options import Flat, Internal, commas
@@ -65,7 +66,7 @@ def main(config: SweepConfig) -> str:
         stage = replace(
             config.first, output=directory / "sft", num_latents=num_latents, max_latents=num_latents, nested_from=1.0,
             conditioner=conditioner,
-            batch_size=sft.batch_at_equal_cost(config.first.batch_size, min(config.num_latents), num_latents),
+            batch_size=batch_at_equal_cost(config.first.batch_size, min(config.num_latents), num_latents),
         )  # fmt: skip
         rows.append(_result(directory / "sft", "SFT", stage, partial(sft.main, stage), task, base, config.test_on))
         if config.second:
