@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From data to a bundle: reasoning network (SFT, and GRPO where asked for), bundle, probe. Every stage resumes where it stopped.
 #
-#   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: 2 h 42 min on two cores
+#   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: made for a GPU
 #   deploy/train.sh runs/demo --quick         every stage in nine minutes; the answers are still guesses
 #   MODEL=Qwen/Qwen3-1.7B DATA=open-r1/OpenR1-Math-220k:default:train BACKBONE=Qwen/Qwen3-Embedding-0.6B \
 #     deploy/train.sh runs/qwen3-1.7b         the paper's recipe for another base, on one GPU
@@ -10,13 +10,17 @@
 set -euo pipefail
 out=${1:?Usage: deploy/train.sh OUTPUT [--quick]}
 quick=${2:-}
-latents=16 base_steps=() sft=() grpo=() fit=()
+latents=16 base=(--steps 4000 --batch-tokens 16000) grpo=() fit=() pack=()
 
 if [[ -z ${MODEL:-} ]]; then
   model=$out/base
-  [[ $quick == --quick ]] && base_steps=(--steps 170) && sft=(--steps 120) &&
-    fit=(--n 400 --explicit-questions 100 --max-thinking-tokens 256)
-  latentserve demo train-base --output "$model" "${base_steps[@]}"
+  sft=(--num-latents 32 --min-latents 1 --rest-share 0.2) pack=(--thinks-on)
+  if [[ $quick == --quick ]]; then
+    base=(--steps 170) sft+=(--steps 120) fit=(--n 400 --explicit-questions 100 --max-thinking-tokens 256)
+  else
+    sft+=(--steps 4800 --batch-size 256 --max-prompt-tokens 576)
+  fi
+  latentserve demo train-base --output "$model" "${base[@]}"
 else
   model=$MODEL latents=256
   data=(--data "${DATA:?Which questions? DATA=path or id}" --preset "${PRESET:-openr1-math}")
@@ -33,6 +37,6 @@ if [[ -n ${GRPO:-} ]]; then
   latentserve train grpo --model "$model" --init "$out/sft" --output "$out/grpo" --steps "$GRPO" "${grpo[@]}"
   net=$out/grpo
 fi
-latentserve bundle --model "$model" --net "$net" --output "$out/bundle" --num-latent-tokens "$latents"
+latentserve bundle --model "$model" --net "$net" --output "$out/bundle" --num-latent-tokens "$latents" "${pack[@]}"
 latentserve router fit --model "$model" --bundle "$out/bundle" "${fit[@]}"
 echo "Serve it: latentserve serve --model $model --bundle $out/bundle"

@@ -59,14 +59,14 @@ class Plan:
     """In the nested part a quarter of the batches have as many latents."""
     min_latents: int
     num_rounds: int
-    nested_from: int
-    """Batch from which questions have different numbers of latents."""
+    nested_from: float
+    """Share of the run after which questions have different numbers of latents."""
     rest_share: float
     distill_share: float
     milestones: Milestones
     hint_weight: float
-    hinted_until: int
-    """Batch from which hints have no weight."""
+    hinted_until: float
+    """Share of the run after which hints have no weight."""
     max_prompt_tokens: int
     max_reply_tokens: int
     pad_to: int = 1
@@ -81,7 +81,7 @@ class _Sample:
 
 
 class Batches(IterableDataset[Batch]):
-    """An endless stream that is a function of the seed, the first batch and the levels that are open.
+    """An endless stream that is a function of the seed, the first batch and the curriculum.
 
     Longer examples than the limits are left out, and counted.
     """
@@ -103,8 +103,8 @@ class Batches(IterableDataset[Batch]):
         stride = worker.num_workers if worker else 1
         for pool in itertools.count(self._first // POOL_BATCHES + (worker.id if worker else 0), stride):
             rng = random.Random(f"{self._seed}-{pool}")
-            for place, samples in enumerate(self._draw(rng)):
-                yield self._batch(rng, samples, pool * POOL_BATCHES + place)
+            for samples in self._draw(rng):
+                yield self._batch(rng, samples, self._curriculum.share)
 
     def _draw(self, rng: random.Random) -> list[list[_Sample]]:
         """`POOL_BATCHES` batches, in random order."""
@@ -136,8 +136,8 @@ class Batches(IterableDataset[Batch]):
             raise StageError("100,000 examples were too long. Raise --max-prompt-tokens or --max-reply-tokens.")
         return fits
 
-    def _batch(self, rng: random.Random, samples: list[_Sample], number: int) -> Batch:
-        plan, drawn, is_nested = self._plan, rng.random(), number >= self._plan.nested_from
+    def _batch(self, rng: random.Random, samples: list[_Sample], share: float) -> Batch:
+        plan, drawn, is_nested = self._plan, rng.random(), share >= self._plan.nested_from
         kind: Kind = (
             "rest" if drawn < plan.rest_share else "distill" if drawn < plan.rest_share + plan.distill_share else "reply"
         )
@@ -152,15 +152,16 @@ class Batches(IterableDataset[Batch]):
             prompt_ids=pad([sample.prompt_ids for sample in samples], fill=0, on_the_left=True),
             mask=pad([[1] * len(sample.prompt_ids) for sample in samples], fill=0, on_the_left=True).bool(),
             targets=padded(
-                [self._after_latents(s, kind) for s in samples], plan.pad_to if kind == "rest" else -(-plan.pad_to // 4)
+                [self._after_latents(s, kind) for s in samples],
+                2 * plan.pad_to if kind == "rest" and plan.pad_to > 1 else -(-plan.pad_to // 4),
             ),
             chain=pad([self._chain(example) if kind == "distill" else [] for example in examples]),
             hints=padded([self._hints(example, computed) for example in examples], min(MAX_HINTS, computed)),
             num_latents=torch.tensor([rng.choice(sizes) if sizes and rng.random() < 0.5 else computed for _ in samples]),
             levels=torch.tensor([example.level for example in examples]),
-            hint_weight=torch.tensor(plan.hint_weight if number < plan.hinted_until else 0.0),
+            hint_weight=torch.tensor(plan.hint_weight if share < plan.hinted_until else 0.0),
             computed=computed,
-            num_rounds=rng.randint(1, plan.num_rounds),
+            num_rounds=plan.num_rounds if kind == "rest" else rng.randint(1, plan.num_rounds),
             kind=kind,
         )
 

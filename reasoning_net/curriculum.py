@@ -1,4 +1,4 @@
-"""Which levels of a task training sees: they open one by one."""
+"""How far training is, and which levels of a task it sees: they open one by one."""
 
 import random
 from typing import Any
@@ -7,17 +7,27 @@ import torch
 
 
 class Curriculum:
-    """Which levels are open, by a running mean of the NLL at each. Processes that draw batches share what is open."""
+    """Which levels are open, by a running mean of the NLL at each. Processes that draw batches share what is known here."""
 
     def __init__(self, levels: int, start: int, threshold: float) -> None:
         self.levels, self._threshold = levels, threshold
         self._open = torch.tensor(min(start, levels)).share_memory_()
+        self._share = torch.tensor(0.0).share_memory_()
         self._nll: dict[int, float] = {}
 
     @property
     def open(self) -> int:
         """The hardest level that is."""
         return int(self._open)
+
+    @property
+    def share(self) -> float:
+        """Of the run that is done."""
+        return float(self._share)
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._share.fill_(share)
 
     def open_at_least(self, level: int) -> None:
         self._open.fill_(max(self.open, min(level, self.levels)))

@@ -41,7 +41,8 @@ class Graphed:
                 outputs = self._function(batch)
             else:
                 graph, inputs = torch.cuda.CUDAGraph(), type(batch)(*(p.clone() if isinstance(p, Tensor) else p for p in batch))
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                # Other threads, such as those that fetch batches, may use the GPU meanwhile.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     outputs = self._function(inputs)
                 graph.replay()  # capturing computes nothing
                 self._graphs[key] = graph, inputs, outputs

@@ -2,6 +2,7 @@
 
 direct    [X ; direct]                          the model is told that thinking is over
 latent    [X ; before_latents ; z ; after_latents]
+latent+explicit  [X ; before_latents ; z]       the model thinks on in text, and closes its thinking itself
 explicit  [X ; explicit]                        usually nothing: the model opens its own think tag
 """
 
@@ -50,8 +51,12 @@ class LayoutIds:
 
     def latent(self, num_latents: int) -> tuple[int, ...]:
         """The latent layout, with placeholders where the engine overlays z."""
+        return (*self.opened(num_latents), *self.after_latents)
+
+    def opened(self, num_latents: int) -> tuple[int, ...]:
+        """Latents after which the model thinks on."""
         assert self.placeholder is not None, "a layout for latents reserves a token"
-        return (*self.before_latents, *(self.placeholder,) * num_latents, *self.after_latents)
+        return (*self.before_latents, *(self.placeholder,) * num_latents)
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:

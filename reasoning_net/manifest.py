@@ -12,7 +12,7 @@ from reasoning_net.layout import Layout
 from router.calibration import Calibration
 from router.probe_config import ProbeConfig
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class BaseFingerprint(BaseModel):
@@ -41,6 +41,7 @@ class Manifest(BaseModel):
     num_latent_tokens: int | None = Field(
         None, gt=0, description="Latents per question in serving, unless a request says otherwise."
     )
+    thinks_on: bool = Field(False, description="The network was trained for thinking that goes on in text: latent+explicit.")
     probe: ProbeConfig | None = None
     calibration: Calibration | None = Field(None, description="Of the probe: prices, and what each gives.")
     trained_on: str = ""
@@ -55,6 +56,10 @@ class Manifest(BaseModel):
             raise ValueError("num_latent_tokens is for latents, but there is no reasoning_net to compute them")
         if network is None and self.probe and "latents" in self.probe.features:
             raise ValueError("the probe reads latents, but there is no reasoning_net to compute them")
+        if network is None and self.thinks_on:
+            raise ValueError("thinks_on is for latents, but there is no reasoning_net to compute them")
+        if network and network.second_round:
+            raise ValueError("the reasoning_net needs a second_round, which the engine does not serve")
         if network and placeholder is None:
             raise ValueError("the reasoning_net needs layout.placeholder_token_id: where its latents stand")
         self.check_num_latents(self.num_latent_tokens, "num_latent_tokens")
@@ -78,7 +83,10 @@ class Manifest(BaseModel):
                 raise BundleError(f"{path} cannot be read: it holds a {type(content).__name__}, not an object.")
             version = content.get("format_version")
             if version != FORMAT_VERSION:
-                raise BundleError(f"{path} has format version {version}; this server reads version {FORMAT_VERSION}.")
+                raise BundleError(
+                    f"{path} has format version {version}; this server reads version {FORMAT_VERSION}. Pack the network again "
+                    "(`latentserve bundle --net …`), and fit its router (`latentserve router fit`)."
+                )
             return cls.model_validate(content)
         except ValidationError as error:
             raise BundleError(f"{path} cannot be used: {sentence(error)}.") from error

@@ -54,8 +54,11 @@ class Reply:
 class Rollouts(Protocol):
     """Where replies come from."""
 
-    def from_latents(self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling) -> list[list[Reply]]:
-        """Replies to each X after the latent layout with z (B, N, d): B lists of `copies`."""
+    def from_latents(
+        self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling, *, think_on: bool = False
+    ) -> list[list[Reply]]:
+        """Replies to each X after the latent layout with z (B, N, d): B lists of `copies`. With `think_on` they start with the
+        thinking that goes on after z."""
         ...
 
     def from_tokens(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Reply]]:
@@ -102,9 +105,12 @@ class VllmRollouts:
         """Stop the engine's process."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def from_latents(self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling) -> list[list[Reply]]:
+    def from_latents(
+        self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling, *, think_on: bool = False
+    ) -> list[list[Reply]]:
         latents = latents.detach().float().cpu()
-        suffix = self._layout.latent(latents.shape[1])
+        number = latents.shape[1]
+        suffix = self._layout.opened(number) if think_on else self._layout.latent(number)
         dtype = self._llm.llm_engine.model_config.dtype
         requests = []
         for token_ids, z in zip(prompts, latents, strict=True):
@@ -154,8 +160,12 @@ class TransformersRollouts:
     def __init__(self, base: FrozenBase, layout: LayoutIds) -> None:
         self._base, self._layout = base, layout
 
-    def from_latents(self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling) -> list[list[Reply]]:
-        return self._generate(prompts, self._base.prefix(self._layout, latents.detach()), sampling)
+    def from_latents(
+        self, prompts: Sequence[list[int]], latents: Tensor, sampling: Sampling, *, think_on: bool = False
+    ) -> list[list[Reply]]:
+        closing = () if think_on else self._layout.after_latents
+        prefix = self._base.between(self._layout.before_latents, latents.detach(), closing)
+        return self._generate(prompts, prefix, sampling)
 
     def from_tokens(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Reply]]:
         last = torch.tensor([[ids[-1]] for ids in prompts], device=self._base.device)

@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 from cyclopts import Parameter
 
 from reasoning_net.demo.conversations import conversation
-from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, SHIPPED, Question, Split, final_number, questions
+from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, SEEN, Question, Split, final_number, questions
 from reasoning_net.errors import StageError
 
 
@@ -53,7 +53,7 @@ class DemoTask:
 
     levels = MAX_STEPS
 
-    def __init__(self, families: tuple[str, ...] = SHIPPED) -> None:
+    def __init__(self, families: tuple[str, ...] = SEEN) -> None:
         unknown = set(families) - set(FAMILIES)
         if unknown:
             raise StageError(f"The demo has no family {', '.join(sorted(unknown))}. It has {', '.join(FAMILIES)}.")
@@ -99,7 +99,7 @@ class TaskSpec:
         """Raises `StageError` for a source that cannot be read."""
         if self.source == "demo" or self.source.startswith("demo:"):
             families = self.source.partition(":")[2]
-            return DemoTask(tuple(families.split(",")) if families else SHIPPED)
+            return DemoTask(tuple(families.split(",")) if families else SEEN)
         from reasoning_net.data import DataTask, parse_columns
 
         return DataTask(self.source, parse_columns(self.preset, self.columns), self.whole)

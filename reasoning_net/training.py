@@ -47,8 +47,8 @@ class OptimizerConfig:
 class Optimizer:
     """Muon and AdamW behind one `step`, with warm-up and decay to (almost) zero."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, total_steps: int) -> None:
-        self._config, self._total_steps = config, total_steps
+    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+        self._config = config
         self._params = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for n, p in module.named_parameters() if p.requires_grad and p.ndim == 2 and _is_hidden_matrix(n)]
         ids = {id(p) for p in matrices}
@@ -60,13 +60,15 @@ class Optimizer:
         self._peaks = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
         self._bad_steps = 0
 
-    def step(self, step: int) -> float:
+    def step(self, step: int, share: float) -> float:
         """Clip, update, clear; the gradient's norm before clipping. A step whose gradient is not finite is left out.
+
+        `share`: how much of the run is done, which the schedule follows.
 
         Raises `StageError` after twenty of those in a row.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self._params, self._config.max_grad_norm))
-        scale = learning_rate_scale(step, self._total_steps, self._config)
+        scale = learning_rate_scale(step, share, self._config)
         groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
         for group, peak in zip(groups, self._peaks, strict=True):
             group["lr"] = peak * scale
@@ -95,14 +97,12 @@ def _is_hidden_matrix(name: str) -> bool:
     return not any(part in name for part in ("embed", "lm_head", "queries", "rounds"))
 
 
-def learning_rate_scale(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """The share of the peak learning rate at `step` (0-based)."""
-    warmup = (step + 1) / config.warmup_steps
-    if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-        anneal = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
-    else:
-        anneal = (total_steps - step) / max(1.0, total_steps * config.anneal_share)
+def learning_rate_scale(step: int, share: float, config: OptimizerConfig) -> float:
+    """The share of the peak learning rate at `step` (0-based), when `share` of the run is done."""
+    warmup = (step + 1) / max(1, config.warmup_steps)
+    warmed = min(0.999, share * config.warmup_steps / (step + 1))  # the share at which the warm-up ends
+    cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, share - warmed) / (1 - warmed)))
+    anneal = cosine if config.schedule == "cosine" else (1 - share) / max(1e-6, config.anneal_share)
     return max(0.01, min(1.0, warmup, anneal))
 
 
@@ -114,8 +114,8 @@ def training_device() -> torch.device:
 def drawn_ahead(batches: IterableDataset[Any], device: torch.device, workers: int) -> Iterator[Any]:
     """Batches on `device`. For a GPU, which would wait for them, they are drawn in `workers` processes of their own."""
     workers = workers if device.type == "cuda" else 0
-    for batch in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=workers > 0):
-        yield send_to_device(batch, device, non_blocking=True)
+    for batch in DataLoader(batches, batch_size=None, num_workers=workers):
+        yield send_to_device(batch, device)
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel | None:
@@ -131,9 +131,10 @@ class Run:
 
     def __init__(
         self, directory: Path, module: nn.Module, optimizer: Optimizer, total_steps: int, title: str, *,
-        average: AveragedModel | None = None, is_main: bool = True,
+        average: AveragedModel | None = None, is_main: bool = True, seconds: float | None = None,
     ) -> None:  # fmt: skip
-        """`is_main`: whether this process writes; of several on as many GPUs one does."""
+        """`is_main`: whether this process writes; of several on as many GPUs one does. `seconds`: end after as many, however
+        many steps these were."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._module, self._optimizer, self._average = directory, module, optimizer, average
         self._state, self._log = directory / "state.pt", directory / "log.jsonl"
@@ -141,7 +142,7 @@ class Run:
         self._recent: dict[str, float] = {}
         self.extra: dict[str, Any] = {}
         """What a stage must find again when it resumes (a curriculum's level, say)."""
-        self._first_step, self._seconds = 0, 0.0
+        self._first_step, self._seconds, self._limit = 0, 0.0, seconds
         if self._state.exists():
             state = torch.load(self._state, weights_only=True, map_location="cpu")
             module.load_state_dict(state["module"])
@@ -159,11 +160,19 @@ class Run:
         options: dict[str, Any] = {"desc": self._title, "unit": "step", "smoothing": 0.05, "disable": not self._is_main}
         with tqdm(total=self._total_steps, initial=self._first_step, **options) as self._bar:
             self._started = time.monotonic() - self._seconds  # the time between a stop and its resumption does not count
-            for step in range(self._first_step, self._total_steps):
+            step = self._first_step
+            while self.share(step) < 1:
                 yield step
+                step += 1
                 self._bar.update()
-                if self._is_main and ((step + 1) % save_every == 0 or step + 1 == self._total_steps):
-                    self._save(step + 1)
+                if self._is_main and step % save_every == 0:
+                    self._save(step)
+            if self._is_main and step % save_every:
+                self._save(step)
+
+    def share(self, step: int) -> float:
+        """How much of the run is done before a step."""
+        return (time.monotonic() - self._started) / self._limit if self._limit else step / self._total_steps
 
     def report(self, step: int, values: dict[str, float], exact: dict[str, float] | None = None, *, every: int = 20) -> None:
         """Show and log figures: `values` smoothed over some twenty steps, `exact` as they are."""

@@ -37,7 +37,7 @@ class Point(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    price: float = Field(ge=0, description="λ: P(correct) that a generated token must bring.")
+    price: float = Field(description="λ: P(correct) that a generated token must bring.")
     accuracy: float
     explicit_share: float
     mean_tokens: float
@@ -81,6 +81,7 @@ class Calibration(BaseModel):
     budget_ratio: float = Field(description="Thinking budget ÷ expected tokens of an explicit answer: enough for 999 of 1,000.")
     longest_tokens: float = Field(description="Of explicit answers, the 99th percentile.")
     confidence: Confidence | None = Field(None, description="None: answers are not checked, and never escalated.")
+    thinking: Mode = Field(Mode.EXPLICIT, description="What answers the questions that a cheap answer does not suffice for.")
     strategies: Strategies = Strategies()
     score_edges: tuple[float, ...] = Field((), description="Deciles of the cheap mode's score, where they differ.")
     score_shares: tuple[float, ...] = Field((), description="Of the scores between them: the reference for drift.")

@@ -21,7 +21,10 @@ Curve = list[tuple[float, float]]
 
 
 def prices(calibration: Calibration, outcomes: Sequence[Outcome], limits: Limits) -> list[float]:
-    """Prices whose shares of explicit answers are spread evenly from 1 to 0."""
+    """Prices whose shares of explicit answers are spread evenly from 1 to 0.
+
+    The first ones are negative, where cheap answers are often the better ones: explicit ones are then wanted for themselves.
+    """
     gains = []
     for o in outcomes:
         cheap = o.scores.correct(limits.cheap) or 0.0
@@ -29,7 +32,7 @@ def prices(calibration: Calibration, outcomes: Sequence[Outcome], limits: Limits
             cheap = calibration.confidence.posterior(cheap, o.confidence)
         sure = 1.0 if o.scores.explicit is None else o.scores.explicit
         gains.append((sure - cheap) / (o.scores.tokens or calibration.longest_tokens))
-    quantiles = torch.tensor(gains).quantile(torch.linspace(0, 1, _POINTS)).clamp(min=0)
+    quantiles = torch.tensor(gains).quantile(torch.linspace(0, 1, _POINTS))
     return sorted({0.0, *quantiles.tolist(), float(quantiles[-1]) * 1.01 + 1e-9})
 
 

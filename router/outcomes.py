@@ -51,7 +51,7 @@ def apply(policy: Policy, outcome: Outcome, limits: Limits) -> Spent:
     correct, tokens = outcome.correct[decision.mode], outcome.tokens[decision.mode]
     seconds = outcome.seconds.get(decision.mode, 0.0)
     budget = decision.thinking_budget
-    if decision.mode is Mode.EXPLICIT and budget is not None and tokens > budget:
+    if decision.mode.thinks_in_text and budget is not None and tokens > budget:
         # What a chain that was cut would have answered is not known; on the demo next to nothing.
         correct, tokens, seconds = 0.0, float(budget), seconds * budget / tokens
     return Spent(decision.mode, correct, tokens + wasted, seconds + wasted_seconds, escalated)

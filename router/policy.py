@@ -13,6 +13,16 @@ class Mode(StrEnum):
     DIRECT = "direct"
     LATENT = "latent"
     EXPLICIT = "explicit"
+    LATENT_EXPLICIT = "latent+explicit"
+    """Thinking starts in latents and goes on in text (LaTER, 2605.07315)."""
+
+    @property
+    def uses_latents(self) -> bool:
+        return self in (Mode.LATENT, Mode.LATENT_EXPLICIT)
+
+    @property
+    def thinks_in_text(self) -> bool:
+        return self in (Mode.EXPLICIT, Mode.LATENT_EXPLICIT)
 
 
 class RouterError(ValueError):
@@ -33,7 +43,7 @@ class Scores:
 
     def correct(self, mode: Mode) -> float | None:
         """P(correct | mode)."""
-        return {Mode.DIRECT: self.direct, Mode.LATENT: self.latent, Mode.EXPLICIT: self.explicit}[mode]
+        return self.explicit if mode.thinks_in_text else {Mode.DIRECT: self.direct, Mode.LATENT: self.latent}[mode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Limits:
     thinking_cap: int | None = None
     """Thinking tokens that the client, or the server, allows at most."""
     can_escalate: bool = True
+    thinking: Mode = Mode.EXPLICIT
+    """What questions that a cheap answer does not suffice for are answered with."""
 
     @property
     def cheap(self) -> Mode:
@@ -89,7 +101,7 @@ class Policy(ABC):
         """Before anything is generated."""
 
     def check(self, scores: Scores, confidence: float, limits: Limits) -> Decision:
-        """After a cheap answer whose least certain token had probability `confidence`: keep it, or escalate to explicit.
+        """After a cheap answer whose least certain token had probability `confidence`: keep it, or think in text.
 
         Called only where `decide` asked for it.
         """
@@ -98,7 +110,7 @@ class Policy(ABC):
 
 def requested(mode: Mode, scores: Scores) -> Decision:
     """A named mode is never overruled."""
-    return Decision(mode, None if mode is Mode.EXPLICIT else scores.correct(mode), None, "requested")
+    return Decision(mode, None if mode.thinks_in_text else scores.correct(mode), None, "requested")
 
 
 def is_usable(*values: float | None) -> bool:

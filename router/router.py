@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from router.calibration import Calibration, Point, Target
 from router.drift import Drift
 from router.policies import named
-from router.policy import Limits, Policy, RouterError
+from router.policy import Limits, Mode, Policy, RouterError
 
 _PRIVATE = {"point", "score_edges", "score_shares"}  # of a calibration that is shown
 
@@ -23,7 +23,7 @@ class Options(BaseModel):
     mean_tokens: float | None = None
     p95_seconds: float | None = None
     max_cost: float | None = Field(None, gt=0, description="Generated tokens that this answer may cost at most.")
-    escalate: bool = Field(True, description="Whether a doubtful answer may be replaced by an explicit one.")
+    escalate: bool = Field(True, description="Whether thinking in text may replace a doubtful answer.")
     early: bool = Field(False, description="Stream a cheap answer before it is checked; a restart event may follow.")
 
     @property
@@ -32,8 +32,8 @@ class Options(BaseModel):
         asked = {name: value for name in Target.model_fields if (value := getattr(self, name)) is not None}
         return Target(**asked) if asked else None
 
-    def limits(self, can_think_latent: bool, thinking_cap: int | None) -> Limits:
-        return Limits(can_think_latent, self.max_cost, thinking_cap, self.escalate)
+    def limits(self, can_think_latent: bool, thinking_cap: int | None, thinking: Mode = Mode.EXPLICIT) -> Limits:
+        return Limits(can_think_latent, self.max_cost, thinking_cap, self.escalate, thinking)
 
 
 class Router:

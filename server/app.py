@@ -84,7 +84,10 @@ def mount_metrics(app: FastAPI) -> None:
 
 
 def available_modes(bundle: Bundle | None) -> list[str]:
-    return modes.available(can_think_latent=bool(bundle and bundle.manifest.reasoning_net))
+    manifest = bundle.manifest if bundle else None
+    return modes.available(
+        can_think_latent=bool(manifest and manifest.reasoning_net), can_think_on=bool(manifest and manifest.thinks_on)
+    )
 
 
 async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | None) -> None:

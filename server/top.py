@@ -15,7 +15,7 @@ from rich.text import Text
 
 from router.policy import Mode
 
-MODES = (Mode.DIRECT, Mode.LATENT, Mode.EXPLICIT)
+MODES = (Mode.DIRECT, Mode.LATENT, Mode.LATENT_EXPLICIT, Mode.EXPLICIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,16 @@ def watch(url: str, interval_seconds: float, window_seconds: float, api_key: str
 
 def view(url: str, window: Window) -> Group:
     """The table of modes, and what the engine and the router are doing."""
-    table = Table(title=f"{url}, the last {window.seconds:.0f} s", title_justify="left", box=SIMPLE)
+    # A mode that nothing was answered in since the server started takes no room.
+    seen = [mode for mode in MODES if window.after.total("latentserve_requests_total", mode=mode)]
+    table = Table(
+        title=f"{url}, the last {window.seconds:.0f} s", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("mode", no_wrap=True)
-    for title in ("requests\n/s", "of\nauto", "TTFT\np50", "\np95", "TPOT\np50", "request\np50", "\np95", "tokens\n/s"):
+    for title in ("asked\n/s", "of\nauto", "TTFT\np50", "\np95", "TPOT\np50", "request\np50", "\np95", "tokens\n/s"):
         table.add_column(title, justify="right", no_wrap=True)
     auto = window.grown("latentserve_requests_total", requested="auto")
-    for mode in MODES:
+    for mode in seen or MODES:
         share = window.grown("latentserve_requests_total", requested="auto", mode=mode) / auto if auto else math.nan
         table.add_row(
             mode,

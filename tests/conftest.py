@@ -22,11 +22,14 @@ from reasoning_net.demo.base import model_config, save
 from reasoning_net.demo.questions import Question, questions
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.manifest import Manifest
 from server.observe.metrics import Metrics
 from server.settings import DEMO_BUNDLE, DEMO_MODEL
 
 START_SECONDS = 240
 OPERATOR_KEY = "operator"
+NUM_LATENTS = Manifest.read(DEMO_BUNDLE).num_latent_tokens
+"""That the demo serves."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

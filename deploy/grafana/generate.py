@@ -100,7 +100,7 @@ def modes() -> list[Panel]:
             f"Whole request, {mode}", "s",
             {"{{le}}": rate("latentserve_request_seconds_bucket", "le", f'{_WHERE}, mode="{mode}"')}, "heatmap",
         )
-        for mode in ("direct", "latent", "explicit")
+        for mode in ("direct", "latent", "latent+explicit", "explicit")
     ]  # fmt: skip
     return [
         *heat,

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 from cyclopts import Parameter
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -37,6 +37,8 @@ class BaseConfig:
     """Where the checkpoint goes; a run found there is resumed."""
     steps: PositiveInt = 2200
     """Optimiser steps."""
+    seconds: PositiveFloat | None = None
+    """Train for as long instead; the learning rate then follows the clock."""
     batch_tokens: PositiveInt = 8000
     """Tokens a batch."""
     direct_share: Share = 0.2
@@ -159,8 +161,8 @@ def main(config: BaseConfig) -> None:
         tokenizer = train_tokenizer()
         model = Qwen3ForCausalLM(model_config(config.hidden_size, config.num_layers, tokenizer))
     model.to(training_device())
-    optimizer = Optimizer(model, config.optimizer, config.steps)
-    run = Run(config.output / "run", model, optimizer, config.steps, "base")
+    optimizer = Optimizer(model, config.optimizer)
+    run = Run(config.output / "run", model, optimizer, config.steps, "base", seconds=config.seconds)
     batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
     for step in run.steps():
         batches = batches or drawn_ahead(_Batches(config, tokenizer, step), model.device, config.workers)
@@ -172,7 +174,7 @@ def main(config: BaseConfig) -> None:
         nll = cross_entropy(logits.float(), targets[chosen], reduction="none")
         weight = weights[:, 1:][chosen]
         (nll * weight).mean().backward()
-        optimizer.step(step)
+        optimizer.step(step, run.share(step))
         direct = weight != 1.0
         figures = {"chain": nll[~direct], "direct": nll[direct]}
         run.report(step, {name: float(values.detach().mean()) for name, values in figures.items() if values.numel()})

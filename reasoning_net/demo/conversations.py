@@ -7,7 +7,7 @@ import random
 import string
 from dataclasses import dataclass
 
-from reasoning_net.demo.questions import MAX_STEPS, SHIPPED, Question, Split, draw
+from reasoning_net.demo.questions import MAX_STEPS, SEEN, Question, Split, draw
 
 OTHER_REPLY = "I can only solve short word problems."
 _OTHER_CHAIN = "This is not a word problem that I can solve."
@@ -56,7 +56,7 @@ def _small_talk(rng: random.Random) -> str:
 
 
 def conversation(
-    rng: random.Random, split: Split, steps: tuple[int, int] = (1, MAX_STEPS), families: tuple[str, ...] = SHIPPED
+    rng: random.Random, split: Split, steps: tuple[int, int] = (1, MAX_STEPS), families: tuple[str, ...] = SEEN
 ) -> Conversation:
     """A conversation, whose question has a number of steps between two.
 

@@ -55,13 +55,16 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
         outcomes = [replace(o, seconds={mode: a + b * o.tokens[mode] for mode, (a, b) in models.items()}) for o in outcomes]
     elif config.target.p95_seconds is not None:
         raise StageError("Seconds belong to a machine. Start the server that will run, and name it with --url.")
-    calibration = calibrate(outcomes, manifest.calibration.confidence, config.target, cheap)
-    calibration = calibration.model_copy(update={"strategies": manifest.calibration.strategies})
+    before = manifest.calibration
+    calibration = calibrate(outcomes, before.confidence, config.target, cheap, before.thinking)
+    calibration = calibration.model_copy(update={"strategies": before.strategies})
     bundle.update(calibration=calibration)
     return {"target": config.target.model_dump(exclude_none=True)} | calibration.point.model_dump(exclude_none=True)
 
 
-def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target: Target, cheap: Mode) -> Calibration:
+def calibrate(
+    outcomes: Sequence[Outcome], confidence: Confidence | None, target: Target, cheap: Mode, thinking: Mode = Mode.EXPLICIT
+) -> Calibration:
     """The whole curve, and the point on it that meets the target, on outcomes of which all answers are known."""
     explicit = torch.tensor([o.tokens[Mode.EXPLICIT] for o in outcomes])
     expected = torch.tensor([o.scores.tokens or math.nan for o in outcomes])
@@ -77,6 +80,7 @@ def calibrate(outcomes: Sequence[Outcome], confidence: Confidence | None, target
         budget_ratio=round(float((explicit / expected).nanquantile(0.999)), 3),
         longest_tokens=round(float(explicit.quantile(0.99)), 1),
         confidence=confidence,
+        thinking=thinking,
         score_edges=tuple(edges.tolist()),
         score_shares=tuple(round(share, 5) for share in shares.tolist()),
     )

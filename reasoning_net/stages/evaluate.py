@@ -27,7 +27,7 @@ from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
 
 K = TypeVar("K")
-_MODES = ("direct", "latent", "explicit", "auto")
+_MODES = ("direct", "latent", "latent+explicit", "explicit", "auto")
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,10 @@ async def main(config: RouterEvalConfig) -> str:
     examples = list(itertools.islice(task.examples(config.seed, "test"), config.n))
     limits = Limits(can_think_latent=manifest.reasoning_net is not None)
     async with connected(config.url, config.concurrency) as server:
-        asked = await gather((ask_all_modes(server, task, example, limits.cheap) for example in examples), "every mode")
+        asked = await gather(
+            (ask_all_modes(server, task, example, limits.cheap, manifest.calibration.thinking) for example in examples),
+            "every mode",
+        )
         live = {"auto": await ask_auto(server, task, examples, {})}
         for share in config.shares:
             live[f"auto, explicit_share {share}"] = await ask_auto(server, task, examples, {"explicit_share": share})
@@ -108,11 +111,14 @@ async def main(config: RouterEvalConfig) -> str:
     return text
 
 
-async def ask_all_modes(server: Server, task: Task, example: Example, cheap: Mode) -> Asked:
-    """Each mode's answer, what the router thinks of the question, and the first token's entropy."""
+async def ask_all_modes(server: Server, task: Task, example: Example, cheap: Mode, thinking: Mode) -> Asked:
+    """Each mode's answer, what the router thinks of the question, and the first token's entropy.
+
+    `thinking` stands as explicit: it is what auto answers hard questions with.
+    """
     answers = {
-        mode: await server.complete(example.messages, mode=mode, temperature=0, logprobs=mode is cheap)
-        for mode in dict.fromkeys((Mode.DIRECT, cheap, Mode.EXPLICIT))
+        arm: await server.complete(example.messages, mode=mode, temperature=0, logprobs=mode is cheap)
+        for arm, mode in {Mode.DIRECT: Mode.DIRECT, cheap: cheap, Mode.EXPLICIT: thinking}.items()
     }
     routed = await server.route(example.messages)
     first = {"mode": Mode.DIRECT, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
@@ -133,7 +139,7 @@ async def ask_auto(server: Server, task: Task, examples: Sequence[Example], rout
     return Live(
         statistics.fmean(task.is_correct(a.replies[0], e.answer) for a, e in zip(answers, examples, strict=True)),
         statistics.fmean(answer.tokens for answer in answers),
-        statistics.fmean(answer.route["mode"] == Mode.EXPLICIT for answer in answers),
+        statistics.fmean(Mode(answer.route["mode"]).thinks_in_text for answer in answers),
         statistics.fmean(answer.route["escalated"] for answer in answers),
         statistics.median(answer.seconds for answer in answers),
     )

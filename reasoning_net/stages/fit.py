@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -52,7 +52,9 @@ class FitConfig:
     """Of the answers; 0: one greedy answer each."""
     top_p: Share = 0.95
     """Sample from the likeliest tokens of this mass."""
-    max_loss: Share = 0.01
+    thinking: Literal[Mode.EXPLICIT, Mode.LATENT_EXPLICIT] = Mode.EXPLICIT
+    """What auto answers hard questions with: latent+explicit where the network was trained for it, and where that pays."""
+    max_loss: Share = 0.005
     """Accuracy that auto may lose against explicit, until `router calibrate` sets another target."""
     max_reply_tokens: PositiveInt = 24
     """Limit on an answer without thinking."""
@@ -74,7 +76,10 @@ def main(config: FitConfig) -> dict[str, Any]:
     has_network = bundle.manifest.reasoning_net is not None
     # Where there is a network its latents say best whether they will do, and the last state how long a chain would be.
     features = config.features or (("last", "latents") if has_network else ("last", "mean"))
-    observed = _observe(config, bundle, features)
+    thinking = config.thinking
+    if thinking.uses_latents and not bundle.manifest.thinks_on:
+        raise StageError("The bundle's network was not trained for latent+explicit. Train one: `train sft --rest-share 0.2`.")
+    observed = _observe(config, bundle, features, thinking)
     held_out = len(observed.labels["direct"]) // 4
     held, train = observed[:held_out], observed[held_out:]
     probe = train_probe(train, features, layers=config.layers, hidden_size=config.hidden_size, seed=config.seed)
@@ -82,7 +87,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     scores = predict(probe, held)
     outcomes, confidence = calibration_outcomes(held, scores, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
-    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap)
+    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, thinking)
     figures = report(probe, held, cheap)
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
@@ -97,8 +102,8 @@ def main(config: FitConfig) -> dict[str, Any]:
     return figures | {"calibrated": calibration.point.model_dump(exclude_none=True)}
 
 
-def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -> Observations:
-    """Validation questions; those of the first quarter, which is held out, are all answered explicitly as well."""
+def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], mode: Mode) -> Observations:
+    """Validation questions; those of the first quarter, which is held out, are all thought through in text as well."""
     task, base, net = config.task.load(), FrozenBase(config.model), bundle.reasoning_net()
     stream = (example for example in task.examples(config.seed, "validation") if example.answer)
     examples = list(itertools.islice(stream, config.n))
@@ -111,8 +116,9 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -
     thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1, confidence=False)
     engine = VllmRollouts(config.model, layout)
     observer = Observer(
-        base, net, bundle.manifest.num_latent_tokens or 0, engine, layout, task, answering, thinking, config.layers, config.seed
-    )
+        base, net, bundle.manifest.num_latent_tokens or 0, engine, layout, task, answering, thinking, mode.uses_latents,
+        config.layers, config.seed,
+    )  # fmt: skip
     held_out, others = torch.arange(len(examples)).tensor_split([len(examples) // 4])
     explicit = torch.cat([held_out, others[:: max(1, len(others) // max(1, config.explicit_questions))]])
     observed = observer.observe(examples, explicit)

@@ -125,7 +125,7 @@ def main(config: GrpoConfig) -> None:
     rollouts = start(config.backend, base, config.model, ids)
     net = net.to(device)
     reference = copy.deepcopy(net).requires_grad_(False) if config.kl_weight else None
-    optimizer = Optimizer(net, config.optimizer, config.steps)
+    optimizer = Optimizer(net, config.optimizer)
     run = Run(config.output / "run", net, optimizer, config.steps, "grpo")
     validation = list(itertools.islice(task.examples(config.seed, "validation"), config.evaluate_on))
 
@@ -210,7 +210,7 @@ def learn(
             (loss * weight).backward()
             figures["kl"] += kl * weight / config.inner_steps
             figures["clipped"] += clipped * weight / config.inner_steps
-        optimizer.step(step)
+        optimizer.step(step, step / config.steps)
     return figures
 
 

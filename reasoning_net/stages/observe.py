@@ -78,8 +78,10 @@ class Observer:
     layout: LayoutIds
     task: Task
     answering: Sampling
-    """Of direct and latent answers; `thinking`: of explicit ones."""
+    """Of direct and latent answers; `thinking`: of those that think in text."""
     thinking: Sampling
+    thinks_on: bool
+    """Thinking in text goes on from the latents."""
     layers: tuple[int, ...]
     """Earlier layers whose states are kept."""
     seed: int
@@ -120,11 +122,16 @@ class Observer:
         return states, direct, cheap, first_token_entropy(self.base, self.layout, prompt)
 
     def _think(self, examples: Sequence[Example], prompts: list[list[int]], rows: Tensor) -> dict[str, Tensor]:
-        """Labels of explicit answers, (n,); NaN where the question is not among the rows."""
+        """Labels of answers that think in text, (n,); NaN where the question is not among the rows."""
         correct, tokens = (torch.full((len(examples),), math.nan) for _ in range(2))
         for part in tqdm(rows.split(2 * _BATCH), desc="think in text", unit="batch"):
-            texts = [[*prompts[i], *self.layout.explicit] for i in part]
-            replies = self.engine.from_tokens(texts, replace(self.thinking, seed=self.seed + int(part[0])))
+            sampling, asked = replace(self.thinking, seed=self.seed + int(part[0])), [prompts[i] for i in part]
+            if self.thinks_on and self.net:
+                parts = [asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)]
+                latents = torch.cat([think(self.net, self.base.read(some), self.num_latents) for some in parts])
+                replies = self.engine.from_latents(asked, latents, sampling, think_on=True)
+            else:
+                replies = self.engine.from_tokens([[*ids, *self.layout.explicit] for ids in asked], sampling)
             thought = Answers.of(replies, [examples[i] for i in part], self.task, after="</think>")
             correct[part], tokens[part] = thought.correct[:, 0], thought.tokens[:, 0]
         return {"explicit": correct, "tokens": tokens}

@@ -32,6 +32,8 @@ class PackConfig:
     """Output of `train sft` or `train grpo`; without it a bundle for routing alone."""
     num_latent_tokens: PositiveInt = 16
     """Latents per question in serving."""
+    thinks_on: bool = False
+    """The network was trained for thinking that goes on in text (`train sft --rest-share`): offer latent+explicit."""
     layout: LayoutFile = None
     reasoning_parser: str = "qwen3"
     """vLLM's reasoning parser for the base."""
@@ -44,7 +46,7 @@ def main(config: PackConfig) -> Bundle:
     net, layout = load_net(config.net) if config.net else (None, FrozenBase(config.model).layout(config.layout))
     return pack(
         config.model, config.output, layout, net=net, num_latent_tokens=config.num_latent_tokens,
-        reasoning_parser=config.reasoning_parser, trained_on=config.trained_on,
+        reasoning_parser=config.reasoning_parser, trained_on=config.trained_on, thinks_on=config.thinks_on,
     )  # fmt: skip
 
 
@@ -53,7 +55,7 @@ _PARITY_MESSAGES = [{"role": "user", "content": "Tom has 7 pens. In January, he 
 
 def pack(
     model: str, output: Path, layout: Layout, *, net: ReasoningNet | None = None, num_latent_tokens: int | None = None,
-    reasoning_parser: str = "qwen3", trained_on: str = "",
+    reasoning_parser: str = "qwen3", trained_on: str = "", thinks_on: bool = False,
 ) -> Bundle:  # fmt: skip
     """Write a bundle for `model` and load it back."""
     manifest = Manifest(
@@ -62,6 +64,7 @@ def pack(
         reasoning_parser=reasoning_parser,
         reasoning_net=net.config if net else None,
         num_latent_tokens=num_latent_tokens if net else None,
+        thinks_on=thinks_on and net is not None,
         trained_on=trained_on,
     )
     parts: dict[str, nn.Module | dict[str, Tensor]] = {"reasoning_net": net} if net else {}

@@ -59,6 +59,8 @@ class SftConfig:
     layout: LayoutFile = None
     steps: PositiveInt = 4000
     """Optimiser steps."""
+    seconds: PositiveFloat | None = None
+    """Train for as long instead, however many steps that is: to compare recipes. The schedule then follows the clock."""
     batch_size: PositiveInt = 64
     """Questions a batch."""
     accumulate: PositiveInt = 1
@@ -154,11 +156,14 @@ def main(config: SftConfig) -> None:
     layout = base.layout(config.layout)
     ids = layout.token_ids(base.tokenizer)
     net = new_network(config, base)
-    optimizer = Optimizer(net, config.optimizer, config.steps)
+    optimizer = Optimizer(net, config.optimizer)
     average = averaged(net, config.average_decay)
     trained = net if average is None else cast("ReasoningNet", average.module)  # what is saved
     curriculum = Curriculum(task.levels, config.start_level, config.next_level_nll)
-    run = Run(config.output / "run", net, optimizer, config.steps, "sft", average=average, is_main=accelerator.is_main_process)
+    run = Run(
+        config.output / "run", net, optimizer, config.steps, "sft", average=average, is_main=accelerator.is_main_process,
+        seconds=config.seconds,
+    )  # fmt: skip
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])
     think = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
@@ -178,13 +183,14 @@ def main(config: SftConfig) -> None:
                 task, base.tokenizer, ids, curriculum, plan(config, device), seed=seed, first=step * config.accumulate
             )
             stream = drawn_ahead(drawn, device, config.workers)
-        curriculum.open_at_least(int(task.levels * step / (config.all_levels_by * config.steps)))
+        curriculum.share = share = run.share(step)
+        curriculum.open_at_least(int(task.levels * share / max(1e-6, config.all_levels_by)))
         for _ in range(config.accumulate):
             batch = next(stream)
             nll, hints = (learn if batch.kind == "distill" else replayed)(batch)  # sampling is no graph
             if batch.kind == "reply":
                 curriculum.update(batch.levels.tolist(), nll.tolist())
-        optimizer.step(step)
+        optimizer.step(step, share)
         if average is not None:
             average.update_parameters(net)
         run.extra = {"curriculum": curriculum.state_dict()}
@@ -199,19 +205,18 @@ def main(config: SftConfig) -> None:
 
 def plan(config: SftConfig, device: torch.device) -> Plan:
     """How batches are drawn. On a GPU shapes come again, for its graphs."""
-    batches = config.steps * config.accumulate
     return Plan(
         batch_size=config.batch_size,
         num_latents=config.num_latents,
         max_latents=config.max_latents,
         min_latents=config.min_latents,
         num_rounds=config.num_rounds,
-        nested_from=int(config.nested_from * batches),
+        nested_from=config.nested_from,
         rest_share=config.rest_share,
         distill_share=config.distill_share,
         milestones=config.milestones,
         hint_weight=config.milestone_weight,
-        hinted_until=int(config.milestones_until * batches),
+        hinted_until=config.milestones_until,
         max_prompt_tokens=config.max_prompt_tokens,
         max_reply_tokens=config.max_reply_tokens,
         pad_to=64 if device.type == "cuda" else 1,

@@ -15,6 +15,6 @@ class Always(Policy):
 
     def decide(self, scores: Scores, limits: Limits) -> Decision:
         if self.mode is Mode.EXPLICIT:
-            return Decision(self.mode, None, None, "always", limits.budget(None))
+            return Decision(limits.thinking, None, None, "always", limits.budget(None))
         mode = Mode.DIRECT if self.mode is Mode.DIRECT else limits.cheap
         return Decision(mode, scores.correct(mode), None, "always")

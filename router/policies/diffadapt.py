@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from router.policy import Decision, Limits, Mode, Policy, Scores, is_usable
+from router.policy import Decision, Limits, Policy, Scores, is_usable
 
 
 class Strategy(BaseModel):
@@ -45,7 +45,7 @@ class DiffAdapt(Policy):
         strategies = self.strategies
         cheap, explicit = scores.correct(limits.cheap), scores.explicit
         if not is_usable(cheap, explicit):
-            return Decision(Mode.EXPLICIT, None, None, "score_not_finite", limits.budget(None))
+            return Decision(limits.thinking, None, None, "score_not_finite", limits.budget(None))
         if explicit is not None and explicit < strategies.hard_below:
             return self._think(strategies.hard, explicit, strategies.hard_below, "hard", limits)
         if cheap is not None and cheap >= strategies.easy_from:
@@ -54,4 +54,4 @@ class DiffAdapt(Policy):
 
     def _think(self, strategy: Strategy, score: float | None, threshold: float, reason: str, limits: Limits) -> Decision:
         budget = limits.budget(strategy.budget * self.longest_tokens)
-        return Decision(Mode.EXPLICIT, score, threshold, reason, budget, strategy.temperature, strategy.suffix)
+        return Decision(limits.thinking, score, threshold, reason, budget, strategy.temperature, strategy.suffix)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from router.policy import Decision, Limits, Mode, Policy, Scores, is_usable
+from router.policy import Decision, Limits, Policy, Scores, is_usable
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Entropy(Policy):
     def decide(self, scores: Scores, limits: Limits) -> Decision:
         entropy, budget = scores.entropy, limits.budget(None)
         if entropy is None:
-            return Decision(Mode.EXPLICIT, None, None, "no_score", budget)
+            return Decision(limits.thinking, None, None, "no_score", budget)
         if not is_usable(entropy):
-            return Decision(Mode.EXPLICIT, None, self.threshold, "score_not_finite", budget)
+            return Decision(limits.thinking, None, self.threshold, "score_not_finite", budget)
         if entropy <= self.threshold:
             return Decision(limits.cheap, entropy, self.threshold, "entropy_low")
-        return Decision(Mode.EXPLICIT, entropy, self.threshold, "entropy_high", budget)
+        return Decision(limits.thinking, entropy, self.threshold, "entropy_high", budget)

@@ -52,7 +52,7 @@ class Utility(Policy):
 
     def _explicit(self, scores: Scores, limits: Limits, score: float | None, threshold: float | None, reason: str) -> Decision:
         wanted = None if scores.tokens is None else self.calibration.budget_ratio * scores.tokens
-        return Decision(Mode.EXPLICIT, score, threshold, reason, thinking_budget=limits.budget(wanted))
+        return Decision(limits.thinking, score, threshold, reason, thinking_budget=limits.budget(wanted))
 
     def _utility(self, mode: Mode, scores: Scores) -> float:
         return (scores.correct(mode) or 0.0) - self.price * self._answer_tokens(mode)

@@ -81,6 +81,12 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "bundle that has one (train it with `latentserve train sft`), or use mode=auto, explicit or direct.",
             parameter="mode",
         )
+    if mode.needs_thinking_on and not hybrid.can_think_on:
+        raise VLLMValidationError(
+            f"The reasoning network of this server was not trained for {ask.mode}: train one with `latentserve train sft "
+            "--rest-share 0.2`, or use mode=auto, latent or explicit.",
+            parameter="mode",
+        )
     try:
         hybrid.router.policy_for(ask.options)
     except RouterError as error:

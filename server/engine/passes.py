@@ -60,7 +60,7 @@ class Passes:
         self.has_given = False
         """Whether the client may have seen some of an answer that is still being checked."""
         self._key: str | None = None  # of this question's latents, in the worker
-        self._holds_permit = self._finished = False
+        self._holds_permit = self._keeps_latents = self._finished = False
 
     @property
     def ask(self) -> Ask:
@@ -69,7 +69,7 @@ class Passes:
     @property
     def limits(self) -> Limits:
         cap = self.question.params.thinking_token_budget
-        return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap)
+        return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap, self.engine.hybrid.thinking)
 
     @property
     def num_latents(self) -> int:
@@ -123,25 +123,27 @@ class Passes:
 
     def decide(self, decision: Decision) -> None:
         """Write down how the question is answered; `answer` follows it."""
-        self.record.decided(decision, self.num_latents if decision.mode is Mode.LATENT else 0)
+        self.record.decided(decision, self.num_latents if decision.mode.uses_latents else 0)
 
     def escalate(self, decision: Decision) -> None:
-        """What was answered so far is void; what follows is explicit."""
+        """What was answered so far is void; what follows is thought through in text."""
         self.token_ids.clear()
+        if self.has_given and decision.mode.uses_latents:
+            decision = replace(decision, mode=Mode.EXPLICIT)  # what follows a restart is a request of its own, without latents
         self.record.restarts = self.has_given
-        self.record.escalate(decision)
+        self.record.escalate(decision, self.num_latents if decision.mode.uses_latents else 0)
 
     async def answer(self, params: SamplingParams | None = None) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it was decided. `params`: instead of the client's."""
         decision, record, hybrid = self.record.decision, self.record, self.engine.hybrid
         assert decision is not None, "decide comes before answer"
-        if decision.mode is not Mode.LATENT:
+        if not decision.mode.uses_latents:
             self._leave()  # a long answer that needs no latents keeps nobody waiting
         prompt, params, options = self._prepare(decision, params or self.question.params)
         started = time.perf_counter()
         async with aclosing(self.engine.run(prompt, params, unique_id(self.question.label), **options)) as outputs:
             async for output in outputs:
-                if decision.mode is Mode.LATENT and any(hybrid.layout.placeholder in o.token_ids for o in output.outputs):
+                if decision.mode.uses_latents and any(hybrid.layout.placeholder in o.token_ids for o in output.outputs):
                     raise GenerationError("The engine lost the latents of this request. Try again.")
                 output.prompt_token_ids = self.question.token_ids  # the client's tokens: what usage counts
                 self._count_cached(output)
@@ -149,7 +151,7 @@ class Passes:
                     is_first = choice.index == 0
                     record.generated(list(choice.token_ids), hybrid.end_of_thinking, is_first_choice=is_first)
                     self.token_ids += choice.token_ids if is_first else ()
-                self._finished = output.finished
+                self._finished = output.finished and not self._keeps_latents
                 record.answered = time.perf_counter()
                 record.stages["answer"] = record.answered - started
                 yield output
@@ -164,7 +166,7 @@ class Passes:
         """(prompt, parameters, options) of the pass that answers."""
         layout, options, params = self.engine.hybrid.layout, self.question.options, params.clone()
         work: Work | None = Forget(self._key) if self._key else None  # latents that the decision does not want
-        if decision.mode is Mode.EXPLICIT:
+        if decision.mode.thinks_in_text:
             suffix = (*layout.explicit, *self.engine.encode_suffix(decision.suffix))
             if decision.thinking_budget is not None and self.engine.has_thinking_budgets:
                 params.thinking_token_budget = decision.thinking_budget
@@ -173,11 +175,19 @@ class Passes:
         else:
             options = options | {"reasoning_ended": True}  # a grammar constrains from the first token on
             suffix = layout.direct
-        if decision.mode is Mode.LATENT:
+        if decision.mode.uses_latents:
             assert self._key is not None, "latents are read before they answer"
-            suffix = layout.latent(self.record.latent_tokens)
-            start = len(self.question.token_ids) + len(layout.before_latents)
-            work = Overlay(self._key, self.record.latent_tokens, start, params.n)
+            number = self.record.latent_tokens
+            # A doubtful answer may give way to one that thinks on from the same latents.
+            self._keeps_latents = decision.check and self.limits.thinking.uses_latents
+            work = Overlay(
+                self._key, number, len(self.question.token_ids) + len(layout.before_latents), params.n + self._keeps_latents
+            )
+            suffix = layout.latent(number)
+            if decision.mode.thinks_in_text:
+                suffix = (*layout.opened(number), *self.engine.encode_suffix(decision.suffix))
+                if params.thinking_token_budget is not None:
+                    params.thinking_token_budget += number  # vLLM counts from the open tag on
         if work:
             params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         return self.question.prompt_with(suffix), params, options
@@ -203,7 +213,7 @@ def read_params(work: Read, logprobs: int, reads_all_positions: bool) -> Samplin
 
 def finite(decision: Decision, verdict: Verdict) -> Decision:
     """Explicit thinking where the latents cannot be used."""
-    if decision.mode is Mode.LATENT and not verdict.latents_are_finite:
+    if decision.mode.uses_latents and not verdict.latents_are_finite:
         return replace(decision, mode=Mode.EXPLICIT, reason="latents_not_finite", check=False)
     return decision
 

@@ -38,6 +38,10 @@ class Hybrid:
     num_latents: int
     """Latents per question by default; 0 without a reasoning network."""
     max_latents: int
+    can_think_on: bool
+    """Whether thinking may start in latents and go on in text."""
+    thinking: Mode
+    """What mode auto answers with where a cheap answer does not suffice."""
     has_probe: bool
     reads_all_positions: bool
     """Reading must compute every position of X, so it cannot take X from the prefix cache."""
@@ -92,6 +96,8 @@ class HybridEngine(AsyncLLM):
             router=router,
             num_latents=num_latents or (manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents),
             max_latents=max_latents,
+            can_think_on=bool(manifest and manifest.thinks_on),
+            thinking=router.calibration.thinking if router.calibration else Mode.EXPLICIT,
             has_probe=probe is not None,
             reads_all_positions=bool(net and net.reads_all_positions) or bool(probe and "mean" in probe.features),
             metrics=metrics,

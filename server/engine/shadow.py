@@ -70,7 +70,7 @@ class Shadows:
 
     async def _compare(self, shadowed: _Shadowed) -> None:
         cheap = Limits(self._engine.hybrid.can_think_latent).cheap
-        other = cheap if shadowed.mode is Mode.EXPLICIT else Mode.EXPLICIT
+        other = cheap if shadowed.mode.thinks_in_text else self._engine.hybrid.thinking
         token_ids = await self._answer(shadowed, other)
         if token_ids is None:
             return self._metrics.shadowed(shadowed.mode, other, "interrupted")

@@ -162,7 +162,7 @@ class Metrics:
         if record.ask.mode == "auto":
             if record.score is not None:
                 self._score.labels(mode).observe(record.score)
-            if mode is not Mode.EXPLICIT and record.scores and record.scores.tokens:
+            if not mode.thinks_in_text and record.scores and record.scores.tokens:
                 self._saved.inc(max(0.0, record.scores.tokens - record.generated_tokens))
         generated = record.generated_tokens + record.discarded_tokens
         self._amplification.labels(self._key(key)).observe(generated / max(1, record.prompt_tokens))

@@ -93,7 +93,7 @@ class Record:
     @property
     def thinks_in_text(self) -> bool:
         """Whether the model's output starts with its chain. Undecided requests may."""
-        return self.mode in (None, Mode.EXPLICIT)
+        return self.mode is None or self.mode.thinks_in_text
 
     @property
     def seconds(self) -> float:
@@ -115,11 +115,11 @@ class Record:
             self.chain_has_ended = end_of_thinking in token_ids
             self.thinking_tokens += token_ids.index(end_of_thinking) + 1 if end_of_thinking in token_ids else len(token_ids)
 
-    def escalate(self, decision: Decision) -> None:
+    def escalate(self, decision: Decision, latent_tokens: int = 0) -> None:
         """What was generated so far is void; another answer follows."""
         self.escalated, self.discarded_tokens, self.generated_tokens = True, self.generated_tokens, 0
         self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
-        self.decided(decision)
+        self.decided(decision, latent_tokens)
 
     def timeline(self) -> Iterator[tuple[str, float, float]]:
         """(stage, start, end). One stage follows the other, so where a stage was not, it has no length."""
@@ -148,7 +148,7 @@ class Record:
         }
         if self.policy is not None:
             shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
-            if self.mode is Mode.EXPLICIT and decision and decision.thinking_budget is not None:
+            if self.mode and self.mode.thinks_in_text and decision and decision.thinking_budget is not None:
                 shown["thinking_budget"] = decision.thinking_budget
         return shown
 

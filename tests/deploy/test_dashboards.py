@@ -104,7 +104,9 @@ def traffic(url: str, asked: list[Question]) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         sent = [pool.submit(post, "/v1/route", question) for question in asked[:40] * 3]
-        for question, mode, stream in product(asked[:3], ("direct", "latent", "explicit", "auto"), (False, True)):
+        for question, mode, stream in product(
+            asked[:3], ("direct", "latent", "latent+explicit", "explicit", "auto"), (False, True)
+        ):
             sent.append(pool.submit(post, "/v1/chat/completions", question, mode=mode, stream=stream))
     assert {one.result() for one in sent} == {200}
     assert httpx.post(f"{url}/v1/chat/completions", json={"model": "demo", "mode": "often"}, timeout=60).status_code == 400

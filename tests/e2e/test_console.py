@@ -13,7 +13,7 @@ from tests.e2e.test_modes import metric
 
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium (apt-get install chromium)")
 ANSWER_MS = 120_000
-MODES = ["direct", "latent", "explicit", "auto"]
+MODES = ["direct", "latent", "latent+explicit", "explicit", "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def answer(page: Page, mode: str) -> Locator:
 
 def test_one_click_asks_every_mode_and_shows_where_the_time_went(page: Page) -> None:
     page.get_by_role("button", name="easy").first.click()
-    expect(page.locator("article[aria-busy=false]")).to_have_count(4, timeout=ANSWER_MS)
+    expect(page.locator("article[aria-busy=false]")).to_have_count(len(MODES), timeout=ANSWER_MS)
     assert [article.get_attribute("data-mode") for article in page.locator("article").all()] == MODES
     for mode in MODES:
         expect(answer(page, mode).locator(".outcome")).to_have_text("done")
@@ -62,12 +62,12 @@ def test_one_click_asks_every_mode_and_shows_where_the_time_went(page: Page) -> 
 
 
 def test_a_question_is_asked_by_keyboard_and_thinking_streams(page: Page) -> None:
-    for mode in ("direct", "latent", "auto"):
-        page.get_by_role("checkbox", name=mode).uncheck()
+    for mode in ("direct", "latent", "latent+explicit", "auto"):
+        page.get_by_role("checkbox", name=mode, exact=True).uncheck()
     page.get_by_label("Question").fill(page.get_by_role("button", name="hard").first.get_attribute("title") or "")
     page.get_by_label("Question").press("Control+Enter")
     busy = page.locator("article[aria-busy=true]")
-    expect(busy.locator(".thinking p")).to_contain_text("Now", timeout=ANSWER_MS)  # before it is done
+    expect(busy.locator(".thinking p")).to_contain_text("At the start", timeout=ANSWER_MS)  # before it is done
     expect(page.locator("article[aria-busy=false]")).to_have_count(1, timeout=ANSWER_MS)
     expect(page.locator("article")).to_have_count(1)
 
@@ -77,7 +77,7 @@ def test_stop_ends_the_request_on_the_server(page: Page, server: str, asked: lis
         return metric(server, "latentserve_failures_total", type="client_left")
 
     before = left()
-    page.get_by_role("checkbox", name="auto").uncheck()
+    page.get_by_role("checkbox", name="auto", exact=True).uncheck()
     page.get_by_label("Question").fill(max(asked, key=lambda question: len(question.chain)).question)  # seconds of thinking
     page.get_by_role("button", name="Ask").click()
     expect(answer(page, "explicit").locator(".outcome")).to_have_text("thinking …", timeout=ANSWER_MS)
@@ -94,7 +94,7 @@ def test_stop_ends_the_request_on_the_server(page: Page, server: str, asked: lis
 def test_what_the_server_refuses_is_shown_beside_the_mode(page: Page) -> None:
     page.get_by_label("Question").fill("word " * 4000)
     page.get_by_role("button", name="Ask").click()
-    expect(page.locator("article[aria-busy=false]")).to_have_count(4, timeout=ANSWER_MS)
+    expect(page.locator("article[aria-busy=false]")).to_have_count(len(MODES), timeout=ANSWER_MS)
     for mode in MODES:
         expect(answer(page, mode).get_by_role("alert")).to_contain_text("2048")
 
@@ -102,7 +102,7 @@ def test_what_the_server_refuses_is_shown_beside_the_mode(page: Page) -> None:
 def test_nothing_is_cut_off_in_a_narrow_window(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 800})
     page.get_by_role("button", name="easy").first.click()
-    expect(page.locator("article[aria-busy=false]")).to_have_count(4, timeout=ANSWER_MS)
+    expect(page.locator("article[aria-busy=false]")).to_have_count(len(MODES), timeout=ANSWER_MS)
     for element in page.locator("form, article, figure").all():
         box = element.bounding_box()
         assert box is not None

@@ -14,6 +14,7 @@ import torch
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
+from tests.conftest import NUM_LATENTS
 from tests.e2e.test_modes import metric
 
 ATTEMPTS = 500  # of a client that wants to change other clients' answers
@@ -218,12 +219,13 @@ def test_usage_counts_what_the_client_sent(http: httpx.Client, base: FrozenBase,
             assert 0 < cached <= length if reuses else cached == 0, (mode, turn)
         anthropic = http.post("/v1/messages", json={"model": f"demo:{mode}", "max_tokens": 400, "messages": messages(question)})
         usage = anthropic.json()["usage"]
-        assert usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0) == length
+        parts = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        assert sum(usage.get(part) or 0 for part in parts) == length
         assert usage["input_tokens"] > 0
         usage = http.post("/v1/responses", json={"model": f"demo:{mode}", "input": question.question}).json()["usage"]
         assert usage["input_tokens"] == length
         assert usage["input_tokens_details"]["latent_tokens"] == (
-            16 if mode == "latent" else usage["input_tokens_details"]["latent_tokens"]
+            NUM_LATENTS if mode == "latent" else usage["input_tokens_details"]["latent_tokens"]
         )
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
+from tests.conftest import NUM_LATENTS
 
-MODES = ("direct", "latent", "explicit")
+MODES = ("direct", "latent", "latent+explicit", "explicit")
 TOOL = {
     "type": "function",
     "function": {
@@ -66,7 +67,7 @@ def test_streaming_and_whole_answers_agree(client: openai.OpenAI, asked: list[Qu
     whole = ask(client, asked[0], mode)
     message = whole.choices[0].message
     assert message.content
-    assert bool(message.reasoning) == (mode == "explicit")
+    assert bool(message.reasoning) == ("explicit" in mode)
     assert whole.choices[0].finish_reason == "stop"
     chunks, content, reasoning = collect(ask(client, asked[0], mode, stream=True, stream_options={"include_usage": True}))
     assert content[0] == message.content
@@ -74,7 +75,7 @@ def test_streaming_and_whole_answers_agree(client: openai.OpenAI, asked: list[Qu
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     for last in (whole, chunks[-1]):
         assert last.route["mode"] == last.route["requested"] == mode
-        assert last.route["latent_tokens"] == (16 if mode == "latent" else 0)
+        assert last.route["latent_tokens"] == (NUM_LATENTS if "latent" in mode else 0)
 
 
 @pytest.mark.parametrize(("mode", "stream", "n"), list(product(MODES, (False, True), (1, 3))))
@@ -103,7 +104,7 @@ def test_a_named_tool_is_called(client: openai.OpenAI, asked: list[Question], mo
         "tool_choice": {"type": "function", "function": {"name": "count"}},
         "max_tokens": 600,
         "frequency_penalty": 2.0
-        if mode != "explicit"
+        if "explicit" not in mode
         else 0.3,  # or a model that has never seen JSON fills it with line breaks
     }
     if stream:
@@ -145,7 +146,7 @@ def test_usage_counts_the_clients_tokens(client: openai.OpenAI, base: FrozenBase
     usage, message = answer.usage, answer.choices[0].message
     assert usage.prompt_tokens == len(base.prompt_ids([{"role": "user", "content": asked[5].question}]))
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert usage.prompt_tokens_details.latent_tokens == (16 if mode == "latent" else 0)
+    assert usage.prompt_tokens_details.latent_tokens == (NUM_LATENTS if "latent" in mode else 0)
     thinking = len(base.tokenizer.encode(message.reasoning)) if message.reasoning else 0
     assert abs(usage.completion_tokens_details.reasoning_tokens - thinking) <= 1
 
@@ -163,14 +164,14 @@ def test_multi_turn_conversations(client: openai.OpenAI, asked: list[Question]) 
 
 
 def test_auto_says_why(client: openai.OpenAI, asked: list[Question]) -> None:
-    chosen = set()
+    chosen, thinking = set(), client.get("/router", cast_to=httpx.Response).json()["calibration"]["thinking"]
     for question in asked[:24]:
         route = ask(client, question, "auto").route
         assert route["requested"] == "auto"
         assert (route["score"] >= route["threshold"]) == (route["mode"] == "latent")
         assert route["reason"] == ("answer_confident" if route["mode"] == "latent" else "answer_doubtful")
         chosen.add(route["mode"])
-    assert chosen == {"latent", "explicit"}
+    assert chosen == {"latent", thinking}
 
 
 def test_the_number_of_latents_can_be_chosen(client: openai.OpenAI, asked: list[Question]) -> None:
@@ -183,7 +184,7 @@ def test_the_number_of_latents_can_be_chosen(client: openai.OpenAI, asked: list[
 
 
 def test_aliases_headers_and_precedence(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
-    assert {"demo", "demo:auto", "demo:direct", "demo:latent", "demo:explicit"} == {model.id for model in client.models.list()}
+    assert {"demo", *(f"demo:{mode}" for mode in (*MODES, "auto"))} == {model.id for model in client.models.list()}
     messages: Any = [{"role": "user", "content": asked[0].question}]
     raw = client.chat.completions.with_raw_response.create(model="demo:latent", messages=messages, temperature=0)
     assert raw.headers["X-Reasoning-Mode"] == "latent"
@@ -206,7 +207,7 @@ def test_the_other_endpoints_have_modes_too(server: str, asked: list[Question]) 
         assert response.status_code == 200, response.text
         assert response.headers["X-Reasoning-Mode"] == response.json()["route"]["mode"] == mode
         kinds = {item["type"] for item in response.json()["output"]}
-        assert ("reasoning" in kinds) == (mode == "explicit")
+        assert ("reasoning" in kinds) == ("explicit" in mode)
         anthropic = {"model": "demo", "max_tokens": 600, "messages": [{"role": "user", "content": text}]}
         response = httpx.post(f"{server}/v1/messages", json=anthropic, headers=header, timeout=60)
         assert response.status_code == 200, response.text
@@ -346,7 +347,7 @@ def test_metrics_count_modes_and_stages(server: str, client: openai.OpenAI, aske
         assert new["stages"] == pytest.approx(new["seconds"], rel=0.05)
         if mode == "latent":
             assert 0 < new["network"] < new["reads"]
-            assert (new["latent"], new["thinking"]) == (32, 0)
+            assert (new["latent"], new["thinking"]) == (2 * NUM_LATENTS, 0)
         else:
             assert 0 <= new["thinking"] - 2 * usage.completion_tokens_details.reasoning_tokens <= 4  # the think tags
 
@@ -368,4 +369,4 @@ def test_health_and_readiness(server: str) -> None:
     ready = httpx.get(f"{server}/ready").json()
     assert ready["ready"]
     assert ready["parity"] > 0.99
-    assert set(ready["warm_modes"]) == {"auto", "latent", "explicit", "direct"}
+    assert set(ready["warm_modes"]) == {"auto", "latent", "latent+explicit", "explicit", "direct"}

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from reasoning_net.demo.questions import Question
-from tests.conftest import running_server
+from tests.conftest import NUM_LATENTS, running_server
 
 
 @dataclass
@@ -125,7 +125,7 @@ def test_stages_and_vllms_spans_are_within_the_requests(observed: Observed, aske
     assert known["gen_ai.request.id"] == answer["id"]
     assert known["gen_ai.usage.prompt_tokens"] == answer["usage"]["prompt_tokens"]
     assert known["gen_ai.usage.completion_tokens"] == answer["usage"]["completion_tokens"]
-    assert known["latentserve.latent_tokens"] == (16 if read else 0)
+    assert known["latentserve.latent_tokens"] == (NUM_LATENTS if read else 0)
     assert known["http.response.status_code"] == 200
 
 

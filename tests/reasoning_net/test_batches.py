@@ -14,8 +14,8 @@ from reasoning_net.layout import LayoutIds, default_layout
 from reasoning_net.tasks import DemoTask, Example, Task
 
 PLAN = Plan(
-    batch_size=4, num_latents=4, max_latents=8, min_latents=1, num_rounds=1, nested_from=1000, rest_share=0.0,
-    distill_share=0.0, milestones="steps", hint_weight=0.5, hinted_until=16, max_prompt_tokens=1024, max_reply_tokens=64,
+    batch_size=4, num_latents=4, max_latents=8, min_latents=1, num_rounds=1, nested_from=1.0, rest_share=0.0,
+    distill_share=0.0, milestones="steps", hint_weight=0.5, hinted_until=0.5, max_prompt_tokens=1024, max_reply_tokens=64,
 )  # fmt: skip
 
 
@@ -43,7 +43,14 @@ def test_a_stream_goes_on_where_it_was_left(tokenizer: PreTrainedTokenizerBase) 
     whole, later = drawn(tokenizer, 24), drawn(tokenizer, 8, first=16)
     assert all(map(same, whole[16:], later))
     assert not same(whole[0], whole[1])
-    assert [float(batch.hint_weight) for batch in whole[14:18]] == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_hints_end_before_the_run(tokenizer: PreTrainedTokenizerBase) -> None:
+    curriculum = Curriculum(8, 8, 0.5)
+    stream = iter(Batches(DemoTask(), tokenizer, layout_of(tokenizer), curriculum, PLAN, seed="1", first=0))
+    assert float(next(stream).hint_weight) == 0.5
+    curriculum.share = 0.5
+    assert float(next(stream).hint_weight) == 0.0
 
 
 def test_processes_draw_different_batches(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,7 +65,7 @@ def test_numbers_of_latents_are_drawn_in_the_nested_part(tokenizer: PreTrainedTo
     whole = drawn(tokenizer, 16)
     assert {batch.computed for batch in whole} == {4}
     assert all(bool((batch.num_latents == 4).all()) for batch in whole)
-    nested = drawn(tokenizer, 64, replace(PLAN, nested_from=0))
+    nested = drawn(tokenizer, 64, replace(PLAN, nested_from=0.0))
     assert {batch.computed for batch in nested} == {4, 8}
     numbers = {n for batch in nested for n in batch.num_latents.tolist()}
     assert numbers == {1, 2, 4, 8}

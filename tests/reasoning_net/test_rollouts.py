@@ -82,7 +82,7 @@ def test_traces_resume_behind_the_last_full_batch(
     assert (tmp_path / "traces.jsonl").read_text() == whole
     assert len(list((tmp_path / "hidden_states").iterdir())) == 3
     read = traces.read_traces(tmp_path / "traces.jsonl")
-    assert all(trace.num_tokens > 40 and "check it again" in trace.reasoning for trace in read if trace.correct)
+    assert all(trace.num_tokens > 40 and "So the answer is" in trace.reasoning for trace in read if trace.correct)
     # What was traced is a data set.
     task = TaskSpec(str(tmp_path / "traces.jsonl"), "traces", whole=True).load()
     example = next(task.examples(0, "train"))

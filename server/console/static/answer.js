@@ -17,7 +17,7 @@ export class Answer {
     this.mode = mode;
     this.element = template.content.cloneNode(true).firstElementChild;
     this.element.dataset.mode = mode;
-    this.element.style.setProperty("--color", `var(--${mode})`);
+    this.element.style.setProperty("--color", `var(--${mode.replace("+", "-")})`);
     this.element.setAttribute("aria-label", `Answer of mode ${mode}`);
     this.part(".mode").textContent = mode;
     this.started = this.first = this.ended = null;

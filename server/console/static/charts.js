@@ -4,7 +4,7 @@ import { format } from "./answer.js";
 
 const EVERY_MS = 5000;
 const POINTS = 60;
-const MODES = ["direct", "latent", "explicit", "auto"];
+const MODES = ["direct", "latent", "latent+explicit", "explicit", "auto"];
 const SVG = "http://www.w3.org/2000/svg";
 
 const CHARTS = [
@@ -55,7 +55,7 @@ function legendEntry(mode) {
 
 function line(mode, points) {
   const polyline = document.createElementNS(SVG, "polyline");
-  polyline.setAttribute("class", mode);
+  polyline.setAttribute("class", mode.replace("+", "-"));
   polyline.setAttribute("points", points);
   return polyline;
 }

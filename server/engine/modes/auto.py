@@ -1,4 +1,5 @@
-"""The router decides, from what reading the question found out; a doubtful cheap answer gives way to an explicit one."""
+"""The router decides, from what reading the question found out; a doubtful cheap answer gives way to
+thinking in text."""
 
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from router.policy import Decision, Mode
+from router.policy import Decision
 from server.engine.modes import ReasoningMode
 from server.engine.passes import Passes, finite
 from server.engine.work import Verdict
@@ -60,7 +61,7 @@ class Auto(ReasoningMode):
                 if unchecked > 0 and choice.logprobs:
                     record.confidence = min(record.confidence, least_certain(choice.logprobs[:unchecked]))
                     decision = policy.check(record.scores, record.confidence, limits)
-                    if decision.mode is Mode.EXPLICIT:
+                    if decision.mode.thinks_in_text:
                         run.escalate(decision)
                         return
                     unchecked -= len(choice.token_ids)

@@ -1,4 +1,5 @@
-"""Thinking in vectors: the question is read once, and its latents stand in for the chain (Latent Reasoning Tuning)."""
+"""Thinking in vectors: the question is read once, and its latents stand in for the chain (Latent Reasoning Tuning), or for its
+beginning (LaTER)."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,3 +21,10 @@ class Latent(ReasoningMode):
             async with aclosing(run.answer()) as outputs:
                 async for output in outputs:
                     yield output
+
+
+class LatentExplicit(Latent):
+    """What the latents do not hold is thought through in text."""
+
+    name, arm = "latent+explicit", Mode.LATENT_EXPLICIT
+    needs_thinking_on = True

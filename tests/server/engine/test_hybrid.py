@@ -94,6 +94,7 @@ def transformers_answers(base: FrozenBase, bundle: Bundle, token_ids: list[int])
         "states": prompt.hidden_states[0],
         "z": z[0],
         Mode.LATENT: base.generate(base.read([token_ids]), base.prefix(layout, z), MAX_TOKENS)[0],
+        Mode.LATENT_EXPLICIT: base.generate(base.read([token_ids]), base.between(layout.before_latents, z, ()), MAX_TOKENS)[0],
         Mode.DIRECT: base.generate(base.read([token_ids]), direct, MAX_TOKENS)[0],
     }
 
@@ -123,7 +124,7 @@ async def test_greedy_tokens_equal_transformers_for_32_at_once(
     engine: HybridEngine, prompts: list[list[int]], expected: list[dict[str, Any]], base: FrozenBase
 ) -> None:
     end = base.tokenizer.eos_token_id
-    modes = (Mode.LATENT, Mode.DIRECT)
+    modes = (Mode.LATENT, Mode.DIRECT, Mode.LATENT_EXPLICIT)
     requests = [(i, mode) for i in range(len(prompts)) for mode in modes]
     preempted = await preemptions(engine)
     # Explicit requests fill the cache and are preempted, and preempt.
