@@ -32,7 +32,7 @@ _MODES = ("direct", "latent", "latent+explicit", "explicit", "auto")
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One row of the table: a mode, with a number of latents (latent) or a budget of thinking tokens (explicit, auto)."""
+    """One row of the table: a mode, with a number of latents (those that have latents) or a budget of thinking tokens."""
 
     mode: str
     number: int | None = None
@@ -47,7 +47,8 @@ class Arm:
     def body(self) -> dict[str, Any]:
         if self.number is None:
             return {"mode": self.mode}
-        return {"mode": self.mode, "num_latent_tokens" if self.mode == "latent" else "thinking_token_budget": self.number}
+        field = "num_latent_tokens" if self.mode.startswith("latent") else "thinking_token_budget"
+        return {"mode": self.mode, field: self.number}
 
     def __str__(self) -> str:
         return f"{self.mode} ({self.number})" if self.number else self.mode
@@ -168,7 +169,7 @@ def summarise(records: Sequence[Graded]) -> dict[str, dict[str, float]]:
             figures |= {name: mean, f"{name} error": error}
         figures["tokens"] = statistics.fmean(r.completion_tokens for r in of_arm)
         figures["p50 seconds"] = statistics.median(r.seconds for r in of_arm)
-        figures["explicit share"] = statistics.fmean(r.mode == "explicit" for r in of_arm)
+        figures["explicit share"] = statistics.fmean("explicit" in r.mode for r in of_arm)
         summary[arm] = {name: round(value, 4) for name, value in figures.items()}
     return summary
 
@@ -196,7 +197,7 @@ def write(output: Path, records: Sequence[Graded], summary: dict[str, dict[str, 
 def markdown(records: Sequence[Graded], summary: dict[str, dict[str, float]]) -> str:
     """Three tables: overall, by family, by difficulty."""
     names = list(dict.fromkeys(("pass@1", f"pass@{len(records[0].correct)}")))
-    header = ["mode", *names, "generated tokens", "p50 seconds", "answered explicitly"]
+    header = ["mode", *names, "generated tokens", "p50 seconds", "thought in text"]
     tables = [table(header, ((arm, *_cells(figures, names)) for arm, figures in summary.items()))]
     kinds: dict[str, Callable[[Graded], str | int]] = {"family": lambda r: r.family, "level": lambda r: r.level}
     for kind, key in kinds.items():

@@ -151,6 +151,8 @@ def main(config: SftConfig) -> None:
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
     accelerator = Accelerator()
+    if config.seconds and accelerator.num_processes > 1:
+        raise StageError("--seconds is for one process: several would stop at different steps. Use --steps.")
     task, device = config.task.load(), accelerator.device
     base = FrozenBase(config.model, device, compute_dtype(device), checkpointing=config.checkpointing)
     layout = base.layout(config.layout)
