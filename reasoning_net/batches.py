@@ -6,7 +6,7 @@ Shapes: B questions, T prompt tokens, N latents, Y tokens to be written, C token
 import itertools
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from reasoning_net.curriculum import Curriculum
 from reasoning_net.errors import StageError
 from reasoning_net.layout import LayoutIds, prompt_ids
+from reasoning_net.padding import left_padded, padded
 from reasoning_net.tasks import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -147,15 +148,15 @@ class Batches(IterableDataset[Batch]):
             least, computed = computed, plan.max_latents
         sizes = [n for n in _SIZES if least <= n < computed] if is_nested else []
         examples = [sample.example for sample in samples]
-        pad = partial(padded, multiple=plan.pad_to)
+        ids, mask = left_padded([sample.prompt_ids for sample in samples], plan.pad_to)
         return Batch(
-            prompt_ids=pad([sample.prompt_ids for sample in samples], fill=0, on_the_left=True),
-            mask=pad([[1] * len(sample.prompt_ids) for sample in samples], fill=0, on_the_left=True).bool(),
+            prompt_ids=ids,
+            mask=mask,
             targets=padded(
                 [self._after_latents(s, kind) for s in samples],
                 2 * plan.pad_to if kind == "rest" and plan.pad_to > 1 else -(-plan.pad_to // 4),
             ),
-            chain=pad([self._chain(example) if kind == "distill" else [] for example in examples]),
+            chain=padded([self._chain(example) if kind == "distill" else [] for example in examples], plan.pad_to),
             hints=padded([self._hints(example, computed) for example in examples], min(MAX_HINTS, computed)),
             num_latents=torch.tensor([rng.choice(sizes) if sizes and rng.random() < 0.5 else computed for _ in samples]),
             levels=torch.tensor([example.level for example in examples]),
@@ -200,12 +201,3 @@ def _chain_of(example: Example) -> str:
 def batch_at_equal_cost(batch_size: int, num_latents: int, larger: int) -> int:
     """Questions with `larger` latents each whose step costs about as much as `batch_size` with `num_latents`."""
     return max(8, batch_size * 2 * num_latents // (num_latents + larger))
-
-
-def padded(rows: Sequence[Sequence[int]], multiple: int = 1, *, fill: int = -100, on_the_left: bool = False) -> Tensor:
-    """Rows of numbers as one tensor, as long as the longest, rounded up to a multiple."""
-    length = -(-max(map(len, rows)) // multiple) * multiple
-    gaps = [[fill] * (length - len(row)) for row in rows]
-    return torch.tensor(
-        [[*gap, *row] if on_the_left else [*row, *gap] for gap, row in zip(gaps, rows, strict=True)], dtype=torch.long
-    )

@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from reasoning_net.errors import StageError
 from reasoning_net.layout import Layout, LayoutIds, default_layout, prompt_ids
+from reasoning_net.padding import left_padded
 
 
 @dataclass(slots=True)
@@ -93,13 +94,8 @@ class FrozenBase:
 
     def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int] = ()) -> Prompt:
         """Prefill, padded on the left. `layers`: those after which the hidden states are kept, too."""
-        length = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), length, dtype=torch.long, device=self.device)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.tensor(prompt)
-            mask[row, length - len(prompt) :] = True
-        return self.read_ids(ids, mask, layers)
+        ids, mask = left_padded(prompts)
+        return self.read_ids(ids.to(self.device), mask.to(self.device), layers)
 
     @torch.no_grad()
     def read_ids(self, ids: Tensor, mask: Tensor, layers: Sequence[int] = ()) -> Prompt:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
-from reasoning_net.batches import Batch, padded
+from reasoning_net.batches import Batch
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
+from reasoning_net.padding import padded
 from reasoning_net.precision import autocast
 
 _SHARPNESS = 12.0  # of the softmax over cosine similarities

@@ -16,7 +16,6 @@ from cyclopts import Parameter
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
@@ -24,6 +23,7 @@ from reasoning_net.demo.conversations import Conversation, conversation
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.options import Optimiser, Seed, Share, Workers, commas
+from reasoning_net.padding import padded
 from reasoning_net.precision import autocast
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, drawn_ahead, training_device
 
@@ -145,8 +145,7 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def _collate(batch: list[_Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    rows = [torch.tensor(sample.token_ids) for sample in batch]
-    ids, labels = pad_sequence(rows, True, pad), pad_sequence([torch.tensor(s.labels) for s in batch], True, -100)
+    ids, labels = padded([sample.token_ids for sample in batch], fill=pad), padded([sample.labels for sample in batch])
     return ids, labels, torch.tensor([[sample.weight] for sample in batch]).repeat(1, ids.shape[1])
 
 

@@ -76,10 +76,9 @@ def main(config: FitConfig) -> dict[str, Any]:
     has_network = bundle.manifest.reasoning_net is not None
     # Where there is a network its latents say best whether they will do, and the last state how long a chain would be.
     features = config.features or (("last", "latents") if has_network else ("last", "mean"))
-    thinking = config.thinking
-    if thinking.uses_latents and not bundle.manifest.thinks_on:
+    if config.thinking.uses_latents and not bundle.manifest.thinks_on:
         raise StageError("The bundle's network was not trained for latent+explicit. Train one: `train sft --rest-share 0.2`.")
-    observed = _observe(config, bundle, features, thinking)
+    observed = _observe(config, bundle, features)
     held_out = len(observed.labels["direct"]) // 4
     held, train = observed[:held_out], observed[held_out:]
     probe = train_probe(train, features, layers=config.layers, hidden_size=config.hidden_size, seed=config.seed)
@@ -87,7 +86,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     scores = predict(probe, held)
     outcomes, confidence = calibration_outcomes(held, scores, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
-    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, thinking)
+    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, config.thinking)
     figures = report(probe, held, cheap)
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
@@ -102,7 +101,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     return figures | {"calibrated": calibration.point.model_dump(exclude_none=True)}
 
 
-def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], mode: Mode) -> Observations:
+def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -> Observations:
     """Validation questions; those of the first quarter, which is held out, are all thought through in text as well."""
     task, base, net = config.task.load(), FrozenBase(config.model), bundle.reasoning_net()
     stream = (example for example in task.examples(config.seed, "validation") if example.answer)
@@ -116,7 +115,8 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], m
     thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1, confidence=False)
     engine = VllmRollouts(config.model, layout)
     observer = Observer(
-        base, net, bundle.manifest.num_latent_tokens or 0, engine, layout, task, answering, thinking, mode.uses_latents,
+        base, net, bundle.manifest.num_latent_tokens or 0, engine, layout, task, answering, thinking,
+        config.thinking.uses_latents,
         config.layers, config.seed,
     )  # fmt: skip
     held_out, others = torch.arange(len(examples)).tensor_split([len(examples) // 4])

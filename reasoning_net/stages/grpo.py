@@ -21,13 +21,13 @@ from cyclopts import Parameter
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from reasoning_net.batches import padded
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Flat, Model, Optimiser, Questions, Seed, Share, commas
+from reasoning_net.padding import padded
 from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, start, think
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages

@@ -166,28 +166,26 @@ class Passes:
         """(prompt, parameters, options) of the pass that answers."""
         layout, options, params = self.engine.hybrid.layout, self.question.options, params.clone()
         work: Work | None = Forget(self._key) if self._key else None  # latents that the decision does not want
+        number = self.record.latent_tokens
         if decision.mode.thinks_in_text:
-            suffix = (*layout.explicit, *self.engine.encode_suffix(decision.suffix))
+            opening = layout.opened(number) if decision.mode.uses_latents else layout.explicit
+            suffix = (*opening, *self.engine.encode_suffix(decision.suffix))
             if decision.thinking_budget is not None and self.engine.has_thinking_budgets:
                 params.thinking_token_budget = decision.thinking_budget
             if decision.temperature is not None and not self.ask.names_temperature:
                 params.temperature = decision.temperature
         else:
             options = options | {"reasoning_ended": True}  # a grammar constrains from the first token on
-            suffix = layout.direct
+            suffix = layout.latent(number) if decision.mode.uses_latents else layout.direct
         if decision.mode.uses_latents:
             assert self._key is not None, "latents are read before they answer"
-            number = self.record.latent_tokens
             # A doubtful answer may give way to one that thinks on from the same latents.
             self._keeps_latents = decision.check and self.limits.thinking.uses_latents
             work = Overlay(
                 self._key, number, len(self.question.token_ids) + len(layout.before_latents), params.n + self._keeps_latents
             )
-            suffix = layout.latent(number)
-            if decision.mode.thinks_in_text:
-                suffix = (*layout.opened(number), *self.engine.encode_suffix(decision.suffix))
-                if params.thinking_token_budget is not None:
-                    params.thinking_token_budget += number  # vLLM counts from the open tag on
+            if decision.mode.thinks_in_text and params.thinking_token_budget is not None:
+                params.thinking_token_budget += number  # vLLM counts from the open tag on
         if work:
             params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         return self.question.prompt_with(suffix), params, options

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reasoning_net.batches import Batch, Batches, Plan, padded
+from reasoning_net.batches import Batch, Batches, Plan
 from reasoning_net.curriculum import Curriculum
 from reasoning_net.errors import StageError
 from reasoning_net.layout import LayoutIds, default_layout
@@ -90,9 +90,3 @@ def test_chains_that_are_needed_and_missing_are_an_error(tokenizer: PreTrainedTo
 
     with pytest.raises(StageError, match="--preset traces"):
         drawn(tokenizer, 1, replace(PLAN, distill_share=1.0), task=NoChains())
-
-
-def test_rows_are_padded_to_multiples() -> None:
-    assert padded([[1], [2, 3]]).tolist() == [[1, -100], [2, 3]]
-    assert padded([[1], [2, 3]], 4, fill=0, on_the_left=True).tolist() == [[0, 0, 0, 1], [0, 0, 2, 3]]
-    assert padded([[], []], 4).shape == (2, 0)

@@ -1,5 +1,4 @@
-"""The router decides, from what reading the question found out; a doubtful cheap answer gives way to
-thinking in text."""
+"""The router decides, from what reading the question found out; a doubtful cheap answer gives way to thinking in text."""
 
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
