@@ -33,9 +33,10 @@ class Curriculum:
         self._open.fill_(max(self.open, min(level, self.levels)))
 
     def draw(self, rng: random.Random) -> int:
-        """A level: the newest one in two of five draws while not all are open, else uniform."""
-        newest = self.open < self.levels and rng.random() < 0.4
-        return self.open if newest else rng.randint(1, self.open)
+        """A level: the newest one in two of five draws while not all are open, then the harder of two."""
+        if self.open == self.levels:
+            return max(rng.randint(1, self.open), rng.randint(1, self.open))
+        return self.open if rng.random() < 0.4 else rng.randint(1, self.open)
 
     def update(self, levels: list[int], nll: list[float]) -> None:
         for level in set(levels) - {0}:

@@ -82,6 +82,7 @@ class Calibration(BaseModel):
     longest_tokens: float = Field(description="Of explicit answers, the 99th percentile.")
     confidence: Confidence | None = Field(None, description="None: answers are not checked, and never escalated.")
     thinking: Mode = Field(Mode.EXPLICIT, description="What answers the questions that a cheap answer does not suffice for.")
+    latent_loss: float = Field(0.005, description="P(correct) that `num_latent_tokens: auto` may lose a question.")
     strategies: Strategies = Strategies()
     score_edges: tuple[float, ...] = Field((), description="Deciles of the cheap mode's score, where they differ.")
     score_shares: tuple[float, ...] = Field((), description="Of the scores between them: the reference for drift.")

@@ -12,7 +12,7 @@ from router.calibration import Point
 from router.policy import Limits, Mode, Policy, Scores
 
 _ANSWERS = (Mode.DIRECT, Mode.LATENT, Mode.EXPLICIT)
-_SCORES = ("direct", "latent", "explicit", "tokens")
+SCORES = ("direct", "latent", "explicit", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def curve(
 
 def to_tensors(outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
     """One column (n,) per figure, NaN where it is not known: `calibration.safetensors` of a bundle."""
-    columns: dict[str, list[float | None]] = {f"scores.{name}": [getattr(o.scores, name) for o in outcomes] for name in _SCORES}
+    columns: dict[str, list[float | None]] = {f"scores.{name}": [getattr(o.scores, name) for o in outcomes] for name in SCORES}
     columns["confidence"] = [o.confidence for o in outcomes]
     for mode in _ANSWERS:
         columns[f"correct.{mode}"] = [o.correct.get(mode) for o in outcomes]
@@ -95,7 +95,7 @@ def from_tensors(columns: Mapping[str, Tensor]) -> list[Outcome]:
 
     return [
         Outcome(
-            Scores(*(known[f"scores.{name}"][row] for name in _SCORES)),
+            Scores(*(known[f"scores.{name}"][row] for name in SCORES)),
             known["confidence"][row],
             by_mode("correct", row),
             by_mode("tokens", row),

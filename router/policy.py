@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 
 class Mode(StrEnum):
@@ -25,6 +26,10 @@ class Mode(StrEnum):
         return self in (Mode.EXPLICIT, Mode.LATENT_EXPLICIT)
 
 
+NumLatents = int | Literal["auto"]
+"""How many latents a client asks for; auto: as few as are expected to suffice."""
+
+
 class RouterError(ValueError):
     """A policy, a target or a limit that cannot be met, with what can."""
 
@@ -40,6 +45,15 @@ class Scores:
     """Expected tokens of an explicit answer, thinking included."""
     entropy: float | None = None
     """Of the first token of a direct answer, in nats; for bundles without a probe (GlimpRouter's signal)."""
+    by_latents: tuple[tuple[int, float], ...] = field(default=(), kw_only=True)
+    """(number of latents, P(correct) with as many), fewest first, for numbers below the bundle's."""
+
+    def fewest_latents(self, most: int, max_loss: float) -> int:
+        """As many as are expected to lose no more P(correct) than `max_loss` against `most`; that where nothing is known."""
+        if self.latent is None or not is_usable(self.latent):
+            return most
+        enough = self.latent - max_loss
+        return next((number for number, correct in self.by_latents if number < most and correct >= enough), most)
 
     def correct(self, mode: Mode) -> float | None:
         """P(correct | mode)."""

@@ -15,7 +15,7 @@ __all__ = ["Feature", "Output", "Probe", "ProbeConfig"]
 
 
 class Probe(nn.Module):
-    """One output per target."""
+    """One output per target, and per rung of the ladder."""
 
     mean: Tensor
     std: Tensor
@@ -25,7 +25,7 @@ class Probe(nn.Module):
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__()
         self.config = config
-        size, targets = config.base_hidden_size * len(config.features), len(config.targets)
+        size, targets = config.base_hidden_size * len(config.features), len(config.outputs)
         self.register_buffer("mean", torch.zeros(sum(config.sizes())))
         self.register_buffer("std", torch.ones(sum(config.sizes())))
         if config.layers:
@@ -52,9 +52,9 @@ class Probe(nn.Module):
         return torch.einsum("bld,l->bd", states.unflatten(1, (len(self.mix), -1)), self.mix.softmax(0))
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
-        """Per target (B,): calibrated P(correct), expected tokens."""
+        """Per output (B,): calibrated P(correct), expected tokens."""
         outputs = self(features) * self.scale + self.shift
-        columns = zip(self.config.targets, outputs.unbind(1), strict=True)
+        columns = zip(self.config.outputs, outputs.unbind(1), strict=True)
         return {target: column.exp() if target == "tokens" else column.sigmoid() for target, column in columns}
 
     def features(self, hidden_states: Tensor, mask: Tensor, latents: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Feature = Literal["last", "mean", "latents"]
 Output = Literal["direct", "latent", "explicit", "tokens"]
@@ -21,8 +21,20 @@ class ProbeConfig(BaseModel):
         (), description="Layers after which `last` and `mean` are taken, too; learned weights mix them with the final states."
     )
     targets: tuple[Output, ...] = ("direct", "latent", "explicit", "tokens")
+    ladder: tuple[PositiveInt, ...] = Field(
+        (), max_length=12, description="Numbers of latents below the bundle's; for each one more output, P(correct | so many)."
+    )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (*self.targets, *(rung(number) for number in self.ladder))
 
     def sizes(self) -> list[int]:
         """Of what each feature brings to the input: the states of all layers, side by side."""
         per_state = self.base_hidden_size * (1 + len(self.layers))
         return [self.base_hidden_size if name == "latents" else per_state for name in self.features]
+
+
+def rung(num_latents: int) -> str:
+    """The name of the output that is P(correct | so many latents)."""
+    return f"latent@{num_latents}"

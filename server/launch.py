@@ -91,6 +91,13 @@ def _check_bundle(settings: Settings) -> None:
     if settings.num_latent_tokens is not None:
         if manifest is None or manifest.reasoning_net is None:
             raise ConfigurationError("--num-latent-tokens is for latents, and there is no bundle with a network: see --bundle.")
+        if settings.num_latent_tokens == "auto":
+            if not (manifest.probe and manifest.probe.ladder):
+                raise ConfigurationError(
+                    "--num-latent-tokens auto needs a probe that knows how many latents suffice: fit one with "
+                    "`latentserve router fit --ladder 4,8`, or name a number."
+                )
+            return
         try:
             manifest.check_num_latents(settings.num_latent_tokens, "--num-latent-tokens")
         except ValueError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import Field, SecretStr
+from pydantic import Field, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
     default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
-    num_latent_tokens: int | None = Field(None, gt=0, description="Latents per question; the bundle's own number by default.")
+    num_latent_tokens: PositiveInt | Literal["auto"] | None = Field(
+        None, description="Latents per question, the bundle's own number by default; auto: as few as suffice."
+    )
     policy: Name | None = Field(None, description="Of mode auto; utility with a calibrated probe, else entropy.")
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")

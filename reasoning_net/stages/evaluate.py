@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 from pydantic import NonNegativeFloat, PositiveInt
@@ -35,11 +35,13 @@ class Arm:
     """One row of the table: a mode, with a number of latents (those that have latents) or a budget of thinking tokens."""
 
     mode: str
-    number: int | None = None
+    number: int | Literal["auto"] | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
         mode, _, number = text.partition(":")
+        if mode == "latent" and number == "auto":
+            return cls(mode, "auto")
         if mode not in _MODES or (number and not number.isdigit()) or (number and mode == "direct"):
             raise StageError(f"{text!r} is no arm. Arms are {', '.join(_MODES)}; latent:64 and explicit:128 set a number.")
         return cls(mode, int(number) if number else None)

@@ -8,6 +8,7 @@ calibrates the router. Probe, calibration and the held-out figures become part o
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +32,10 @@ from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Confidence, Target, log_odds
 from router.figures import auroc, brier, calibration_error, reliability
-from router.outcomes import Outcome, to_tensors
+from router.outcomes import SCORES, Outcome, to_tensors
 from router.policy import Mode, Scores
 from router.probe import Feature, Probe
+from router.probe_config import rung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,9 @@ class FitConfig:
     """Limit on thinking and answer."""
     hidden_size: NonNegativeInt = 128
     """Of the probe; 0: linear heads."""
+    ladder: Annotated[tuple[PositiveInt, ...], commas(int)] = ()
+    """Numbers of latents below the bundle's, such as 4,8: questions are answered with as many, too, and the probe learns which
+    number suffices. For num_latent_tokens=auto."""
     features: Annotated[tuple[Feature, ...], commas(str)] = ()
     """What the probe reads, of last, mean, latents; by default last, and latents where there is a network, else mean."""
     layers: Annotated[tuple[PositiveInt, ...], commas(int)] = ()
@@ -78,6 +83,9 @@ def main(config: FitConfig) -> dict[str, Any]:
     features = config.features or (("last", "latents") if has_network else ("last", "mean"))
     if config.thinking.uses_latents and not bundle.manifest.thinks_on:
         raise StageError("The bundle's network was not trained for latent+explicit. Train one: `train sft --rest-share 0.2`.")
+    number = bundle.manifest.num_latent_tokens or 0
+    if config.ladder and max(config.ladder) >= number:
+        raise StageError(f"--ladder takes numbers below the bundle's {number} latents, which are always observed.")
     observed = _observe(config, bundle, features)
     held_out = len(observed.labels["direct"]) // 4
     held, train = observed[:held_out], observed[held_out:]
@@ -87,10 +95,14 @@ def main(config: FitConfig) -> dict[str, Any]:
     outcomes, confidence = calibration_outcomes(held, scores, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
     calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, config.thinking)
+    calibration = calibration.model_copy(update={"latent_loss": config.max_loss})
     figures = report(probe, held, cheap)
+    if probe.config.ladder:
+        figures |= report_ladder(scores, held, number, config.max_loss)
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
-    lines |= {mode: reliability(scores[mode], held.labels[mode]) for mode in probe.config.targets if mode != "tokens"}
+    observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
+    lines |= {name: reliability(scores[name], observed_shares[name]) for name in probe.config.outputs if name != "tokens"}
     plot_lines(
         lines, config.bundle / "reliability.png",
         title="Reliability of the probe", x="predicted P(correct)", y="share of right answers",
@@ -117,7 +129,7 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -
     observer = Observer(
         base, net, bundle.manifest.num_latent_tokens or 0, engine, layout, task, answering, thinking,
         config.thinking.uses_latents,
-        config.layers, config.seed,
+        config.layers, config.seed, tuple(sorted(set(config.ladder))),
     )  # fmt: skip
     held_out, others = torch.arange(len(examples)).tensor_split([len(examples) // 4])
     explicit = torch.cat([held_out, others[:: max(1, len(others) // max(1, config.explicit_questions))]])
@@ -136,7 +148,7 @@ def calibration_outcomes(held: Observations, scores: dict[str, Tensor], cheap: M
     tokens_by_mode = {Mode.DIRECT: held.answers["direct tokens"], cheap: tokens[:, 0], Mode.EXPLICIT: held.labels["tokens"]}
     outcomes = [
         Outcome(
-            Scores(**{target: float(values[row]) for target, values in scores.items()}),
+            Scores(*(float(scores[name][row]) if name in scores else None for name in SCORES)),
             float(confidences[row, 0]),
             {mode: float(values[row]) for mode, values in by_mode.items()},
             {mode: float(values[row]) for mode, values in tokens_by_mode.items()},
@@ -173,6 +185,27 @@ def check_features(features: Sequence[str], layers: Sequence[int], has_network: 
         raise StageError(f"Layers are 1 to {num_layers - 1}: the final states are always read.")
     if layers and not {"last", "mean"} & set(features):
         raise StageError("Layers are read by the features last and mean. Add one of them: --features mean,latents.")
+
+
+def report_ladder(scores: dict[str, Tensor], held: Observations, number: int, max_loss: float) -> dict[str, Any]:
+    """Accuracy by the number of latents, and what choosing it by question gives: by number of steps the mean chosen."""
+    shares = {**held.by_latents, number: held.labels["latent"]}
+    rows = range(len(held.labels["latent"]))
+
+    def scored(row: int) -> Scores:
+        by_latents = tuple((few, float(scores[rung(few)][row])) for few in held.by_latents)
+        return Scores(latent=float(scores["latent"][row]), by_latents=by_latents)
+
+    chosen = [scored(row).fewest_latents(number, max_loss) for row in rows]
+    counts, levels = torch.tensor(chosen, dtype=torch.float), held.baselines["steps"]
+    return {
+        "accuracy by latents": {few: round(float(share.mean()), 4) for few, share in shares.items()},
+        "latents chosen": {
+            "mean": round(float(counts.mean()), 2),
+            "accuracy": round(statistics.fmean(float(shares[few][row]) for row, few in enumerate(chosen)), 4),
+        },
+        "latents chosen by level": {int(level): round(float(counts[levels == level].mean()), 2) for level in levels.unique()},
+    }
 
 
 def report(probe: Probe, held: Observations, cheap: Mode) -> dict[str, Any]:

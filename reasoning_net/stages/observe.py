@@ -6,7 +6,7 @@ shares of right answers are the labels.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,9 +34,11 @@ class Observations:
     answers: dict[str, Tensor]
     """(n, S) of S answers in the cheap mode: `correct`; `confidence`, the probability of the least certain token; `tokens`.
     And (n,) of the direct answers: `direct tokens`."""
+    by_latents: dict[int, Tensor] = field(default_factory=dict)
+    """(n,) for each smaller number of latents: the share of right answers."""
 
     def __getitem__(self, rows: slice | Tensor) -> "Observations":
-        groups = (self.features, self.labels, self.baselines, self.answers)
+        groups = (self.features, self.labels, self.baselines, self.answers, self.by_latents)
         return Observations(*({name: values[rows] for name, values in group.items()} for group in groups))  # type: ignore[arg-type]
 
 
@@ -85,6 +87,8 @@ class Observer:
     layers: tuple[int, ...]
     """Earlier layers whose states are kept."""
     seed: int
+    ladder: tuple[int, ...] = ()
+    """Smaller numbers of latents that questions are answered with as well."""
 
     @torch.no_grad()
     def observe(self, examples: Sequence[Example], explicit: Tensor) -> Observations:
@@ -94,7 +98,7 @@ class Observer:
         prompts = [self.base.prompt_ids(example.messages) for example in examples]
         starts = tqdm(range(0, len(examples), _BATCH), desc="observe", unit="batch")
         batches = [self._answer(reader, at, examples[at : at + _BATCH], prompts[at : at + _BATCH]) for at in starts]
-        states, direct, cheap, entropies = zip(*batches, strict=True)
+        states, direct, cheap, entropies, ladders = zip(*batches, strict=True)
         of_direct, of_cheap = Answers.joined(direct), Answers.joined(cheap)
         labels = {"direct": of_direct.correct.mean(1)} | ({"latent": of_cheap.correct.mean(1)} if self.net else {})
         baselines = {
@@ -105,21 +109,27 @@ class Observer:
         answers = {name: getattr(of_cheap, name) for name in Answers.__slots__} | {"direct tokens": of_direct.tokens.mean(1)}
         parts = torch.cat(states).split(reader.config.sizes(), dim=1)
         labels |= self._think(examples, prompts, explicit)
-        return Observations(dict(zip(features, parts, strict=True)), labels, baselines, answers)
+        by_latents = {number: torch.cat([ladder[number] for ladder in ladders]) for number in self.ladder}
+        return Observations(dict(zip(features, parts, strict=True)), labels, baselines, answers, by_latents)
 
     def _answer(
         self, reader: Probe, at: int, examples: Sequence[Example], prompts: list[list[int]]
-    ) -> tuple[Tensor, "Answers", "Answers", Tensor]:
-        """Of a batch: what a probe may read (B, F), direct answers, those in the cheap mode, the first token's entropy (B,)."""
+    ) -> tuple[Tensor, "Answers", "Answers", Tensor, dict[int, Tensor]]:
+        """Of a batch: what a probe may read (B, F), direct answers, those in the cheap mode, the first token's entropy (B,),
+        and the shares of right answers with fewer latents (B,)."""
         sampling = replace(self.answering, seed=self.seed + at)
         prompt = self.base.read(prompts, self.layers)
         latents = think(self.net, prompt, self.num_latents) if self.net else None
         states = reader.features(prompt.all_states.float(), prompt.mask, latents)
         replies = self.engine.from_tokens([[*x, *self.layout.direct] for x in prompts], sampling)
         cheap = direct = Answers.of(replies, examples, self.task)
+        by_latents = {}
         if latents is not None:
             cheap = Answers.of(self.engine.from_latents(prompts, latents, sampling), examples, self.task)
-        return states, direct, cheap, first_token_entropy(self.base, self.layout, prompt)
+            for number in self.ladder:  # the first of many latents are the latents of a smaller number
+                fewer = self.engine.from_latents(prompts, latents[:, :number], replace(sampling, confidence=False))
+                by_latents[number] = Answers.of(fewer, examples, self.task).correct.mean(1)
+        return states, direct, cheap, first_token_entropy(self.base, self.layout, prompt), by_latents
 
     def _think(self, examples: Sequence[Example], prompts: list[list[int]], rows: Tensor) -> dict[str, Tensor]:
         """Labels of answers that think in text, (n,); NaN where the question is not among the rows."""

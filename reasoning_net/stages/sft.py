@@ -84,6 +84,8 @@ class SftConfig:
     """Share of the batches that learn from what the base writes after its own chain, on replies sampled after the latents."""
     conditioner: Conditioner = "all+embeddings"
     """What the network reads. last: the final position, as in the paper; all; all+embeddings."""
+    init: Path | None = None
+    """A trained network to go on from, with its architecture and its layout: the output of an earlier run."""
     backbone: str | None = None
     """Pre-trained Qwen3 to start from (Qwen3-Embedding-0.6B in the paper), by path or id."""
     hidden_size: PositiveInt = 160
@@ -116,6 +118,18 @@ class SftConfig:
     seed: Seed = 0
     workers: Workers = 6
     optimizer: Annotated[SftOptimizer, Optimiser] = field(default_factory=SftOptimizer)
+
+
+def first_network(config: SftConfig, base: FrozenBase) -> tuple[ReasoningNet, Layout]:
+    """What training starts from: a fresh network, a pre-trained one, or one that an earlier run has trained."""
+    if config.init is not None:
+        if config.backbone or config.layout:
+            raise StageError("--init brings its own architecture and layout: leave --backbone and --layout out.")
+        net, layout = load_net(config.init)
+        if net.config.base_hidden_size != base.hidden_size:
+            raise StageError(f"{config.init} is for a base {net.config.base_hidden_size} wide, not {base.hidden_size}.")
+        return net.to(base.device).train(), layout
+    return new_network(config, base), base.layout(config.layout)
 
 
 def new_network(config: SftConfig, base: FrozenBase) -> ReasoningNet:
@@ -155,9 +169,8 @@ def main(config: SftConfig) -> None:
         raise StageError("--seconds is for one process: several would stop at different steps. Use --steps.")
     task, device = config.task.load(), accelerator.device
     base = FrozenBase(config.model, device, compute_dtype(device), checkpointing=config.checkpointing)
-    layout = base.layout(config.layout)
+    net, layout = first_network(config, base)
     ids = layout.token_ids(base.tokenizer)
-    net = new_network(config, base)
     optimizer = Optimizer(net, config.optimizer)
     average = averaged(net, config.average_decay)
     trained = net if average is None else cast("ReasoningNet", average.module)  # what is saved
@@ -171,7 +184,7 @@ def main(config: SftConfig) -> None:
     think = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
 
     def learn(batch: Batch) -> tuple[Tensor, Tensor]:
-        nll, hints = losses(think, base, ids, batch, second_round=config.second_round)
+        nll, hints = losses(think, base, ids, batch, second_round=net.config.second_round)
         accelerator.backward((nll.mean() + batch.hint_weight * hints) / config.accumulate)
         return nll.detach(), hints.detach()
 
@@ -180,10 +193,8 @@ def main(config: SftConfig) -> None:
     stream: Iterator[Batch] | None = None
     for step in run.steps(config.save_every):
         if stream is None:
-            seed = f"{config.seed}-{accelerator.process_index}"
-            drawn = Batches(
-                task, base.tokenizer, ids, curriculum, plan(config, device), seed=seed, first=step * config.accumulate
-            )
+            seed, first = f"{config.seed}-{accelerator.process_index}", step * config.accumulate
+            drawn = Batches(task, base.tokenizer, ids, curriculum, plan(config, net.config, device), seed=seed, first=first)
             stream = drawn_ahead(drawn, device, config.workers)
         curriculum.share = share = run.share(step)
         curriculum.open_at_least(int(task.levels * share / max(1e-6, config.all_levels_by)))
@@ -205,14 +216,14 @@ def main(config: SftConfig) -> None:
     accelerator.end_training()
 
 
-def plan(config: SftConfig, device: torch.device) -> Plan:
+def plan(config: SftConfig, net: ReasoningNetConfig, device: torch.device) -> Plan:
     """How batches are drawn. On a GPU shapes come again, for its graphs."""
     return Plan(
         batch_size=config.batch_size,
         num_latents=config.num_latents,
-        max_latents=config.max_latents,
+        max_latents=net.num_latent_tokens,
         min_latents=config.min_latents,
-        num_rounds=config.num_rounds,
+        num_rounds=net.num_rounds,
         nested_from=config.nested_from,
         rest_share=config.rest_share,
         distill_share=config.distill_share,

@@ -23,7 +23,10 @@ def train_probe(
     inputs = torch.cat([observed.features[name] for name in features], dim=1).cpu()  # (n, F)
     size = observed.features["last"].shape[1] // (1 + len(layers))
     targets = cast("tuple[Output, ...]", tuple(observed.labels))
-    config = ProbeConfig(base_hidden_size=size, hidden_size=hidden_size, features=features, layers=layers, targets=targets)
+    config = ProbeConfig(
+        base_hidden_size=size, hidden_size=hidden_size, features=features, layers=layers, targets=targets,
+        ladder=tuple(observed.by_latents),
+    )  # fmt: skip
     probe = Probe(config)
     probe.mean.copy_(inputs.mean(0))
     probe.std.copy_(inputs.std(0) + 1e-4)
@@ -53,13 +56,13 @@ def _standardised(probe: Probe, observed: Observations) -> Tensor:
         known = logarithms[~logarithms.isnan()]
         probe.shift[column], probe.scale[column] = known.mean(), known.std() + 1e-4
         labels["tokens"] = (logarithms - probe.shift[column]) / probe.scale[column]
-    return torch.stack(list(labels.values()), dim=1)
+    return torch.stack([*labels.values(), *observed.by_latents.values()], dim=1)
 
 
 def _loss(config: ProbeConfig, outputs: Tensor, labels: Tensor) -> Tensor:
     """The sum over the targets, each over the questions (B,) that it was observed on."""
     losses = []
-    for target, output, label in zip(config.targets, outputs.unbind(1), labels.unbind(1), strict=True):
+    for target, output, label in zip(config.outputs, outputs.unbind(1), labels.unbind(1), strict=True):
         known = ~label.isnan()
         if bool(known.any()):
             is_tokens = target == "tokens"
@@ -72,7 +75,7 @@ def _loss(config: ProbeConfig, outputs: Tensor, labels: Tensor) -> Tensor:
 def scale_temperatures(probe: Probe, inputs: Tensor, labels: Tensor) -> None:
     """Temperature scaling: per mode the factor on the logits whose cross-entropy on these questions is least."""
     outputs, factors = probe(inputs), torch.logspace(-0.5, 0.5, 101)
-    for column, target in enumerate(probe.config.targets):
+    for column, target in enumerate(probe.config.outputs):
         known = ~labels[:, column].isnan()
         if target == "tokens" or not bool(known.any()):
             continue

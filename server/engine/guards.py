@@ -91,7 +91,13 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
         hybrid.router.policy_for(ask.options)
     except RouterError as error:
         raise VLLMValidationError(str(error), parameter="router") from None
-    if ask.num_latents is not None and not 0 < ask.num_latents <= hybrid.max_latents:
+    if ask.num_latents == "auto" and not hybrid.ladder:
+        raise VLLMValidationError(
+            "num_latent_tokens=auto needs a probe that knows how many latents suffice, and the bundle has none: fit one with "
+            "`latentserve router fit --ladder 4,8`, or name a number.",
+            parameter="num_latent_tokens",
+        )
+    if isinstance(ask.num_latents, int) and not 0 < ask.num_latents <= hybrid.max_latents:
         raise VLLMValidationError(
             f"num_latent_tokens must be between 1 and {hybrid.max_latents}, not {ask.num_latents}.",
             parameter="num_latent_tokens",

@@ -71,10 +71,6 @@ class Passes:
         cap = self.question.params.thinking_token_budget
         return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap, self.engine.hybrid.thinking)
 
-    @property
-    def num_latents(self) -> int:
-        return self.ask.num_latents or self.engine.hybrid.num_latents
-
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Verdict]:
         """Wait for room for latents, and read the question. Within the context its latents are kept, until an answer that needs
@@ -101,9 +97,11 @@ class Passes:
     async def _read(self) -> Verdict:
         started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
         self._key = uuid.uuid4().hex
-        work = Read(self._key, self.num_latents if hybrid.can_think_latent else 0)
+        work = Read(self._key, hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0)
         has_verdict = hybrid.has_probe or work.num_latents > 0
-        params = read_params(work, Verdict.NUM_VALUES if has_verdict else _ENTROPY_LOGPROBS, hybrid.reads_all_positions)
+        params = read_params(
+            work, Verdict.num_values(hybrid.ladder) if has_verdict else _ENTROPY_LOGPROBS, hybrid.reads_all_positions
+        )
         # Without a probe the first token of a direct answer is the signal.
         prompt = question.prompt_with(() if has_verdict else hybrid.layout.direct)
         prompt.pop("prompt", None)
@@ -114,7 +112,10 @@ class Passes:
             raise GenerationError("The engine gave up on this request while it read the question. Try again.")
         self._count_cached(last)
         values = [entry.logprob for entry in last.outputs[0].logprobs[0].values()]
-        verdict = Verdict.of(values) if has_verdict else Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
+        if has_verdict:
+            verdict = Verdict.of(values, hybrid.ladder)
+        else:
+            verdict = Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
         self.record.scores = verdict.scores
         self.record.stages |= {
             "read": time.perf_counter() - started, "network": verdict.network_seconds, "probe": verdict.probe_seconds,
@@ -123,7 +124,7 @@ class Passes:
 
     def decide(self, decision: Decision) -> None:
         """Write down how the question is answered; `answer` follows it."""
-        self.record.decided(decision, self.num_latents if decision.mode.uses_latents else 0)
+        self.record.decided(decision, self._latents_of(decision))
 
     def escalate(self, decision: Decision) -> None:
         """What was answered so far is void; what follows is thought through in text."""
@@ -131,7 +132,7 @@ class Passes:
         if self.has_given and decision.mode.uses_latents:
             decision = replace(decision, mode=Mode.EXPLICIT)  # what follows a restart is a request of its own, without latents
         self.record.restarts = self.has_given
-        self.record.escalate(decision, self.num_latents if decision.mode.uses_latents else 0)
+        self.record.escalate(decision, self._latents_of(decision))
 
     async def answer(self, params: SamplingParams | None = None) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it was decided. `params`: instead of the client's."""
@@ -155,6 +156,13 @@ class Passes:
                 record.answered = time.perf_counter()
                 record.stages["answer"] = record.answered - started
                 yield output
+
+    def _latents_of(self, decision: Decision) -> int:
+        if not decision.mode.uses_latents:
+            return 0
+        asked, hybrid = self.ask.num_latents, self.engine.hybrid
+        # How many suffice was observed on answers, not on chains that go on.
+        return hybrid.most_latents(asked) if decision.mode.thinks_in_text else hybrid.latents_for(asked, self.record.scores)
 
     def nothing(self) -> RequestOutput:
         """The answer to a question that was only to be routed."""

@@ -18,7 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
-from router.policy import Decision, Mode
+from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
 from server.engine import modes
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
@@ -37,6 +37,10 @@ class Hybrid:
     router: Router
     num_latents: int
     """Latents per question by default; 0 without a reasoning network."""
+    chooses_latents: bool
+    """Requests that name no number get as few as suffice."""
+    ladder: tuple[int, ...]
+    """Smaller numbers of latents that the probe has an output for."""
     max_latents: int
     can_think_on: bool
     """Whether thinking may start in latents and go on in text."""
@@ -53,11 +57,22 @@ class Hybrid:
     def can_think_latent(self) -> bool:
         return self.max_latents > 0
 
-    def longest_layout(self, num_latents: int | None, *, may_be_latent: bool) -> int:
+    def most_latents(self, asked: NumLatents | None) -> int:
+        """That may stand in for the chain."""
+        return asked if isinstance(asked, int) else self.num_latents
+
+    def latents_for(self, asked: NumLatents | None, scores: Scores | None) -> int:
+        """As many as a question is answered with: those asked for, or as few as suffice."""
+        most, calibration = self.most_latents(asked), self.router.calibration
+        if scores is None or calibration is None or not (asked == "auto" or (asked is None and self.chooses_latents)):
+            return most
+        return scores.fewest_latents(most, calibration.latent_loss)
+
+    def longest_layout(self, num_latents: NumLatents | None, *, may_be_latent: bool) -> int:
         """Tokens that the longest layout adds to X."""
         longest = max(len(self.layout.direct), len(self.layout.explicit))
         if self.can_think_latent and may_be_latent:
-            longest = max(longest, len(self.layout.latent(num_latents or self.num_latents)))
+            longest = max(longest, len(self.layout.latent(self.most_latents(num_latents))))
         return longest
 
 
@@ -82,19 +97,22 @@ class HybridEngine(AsyncLLM):
     _shadows: Shadows | None = None
 
     async def install(
-        self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *, num_latents: int | None = None,
-        shadow_share: float = 0.0,
+        self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
+        num_latents: NumLatents | None = None, shadow_share: float = 0.0,
     ) -> None:  # fmt: skip
         """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
         net, probe = (manifest.reasoning_net, manifest.probe) if manifest else (None, None)
         max_latents = net.num_latent_tokens if net else 0
+        served = manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents
         config = self.vllm_config.reasoning_config
         end = (config.natural_reasoning_end_token_ids if config else None) or [None]
         self.hybrid = Hybrid(
             layout=layout,
             router=router,
-            num_latents=num_latents or (manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents),
+            num_latents=num_latents if isinstance(num_latents, int) else served,
+            chooses_latents=num_latents == "auto",
+            ladder=probe.ladder if probe else (),
             max_latents=max_latents,
             can_think_on=bool(manifest and manifest.thinks_on),
             thinking=router.calibration.thinking if router.calibration else Mode.EXPLICIT,
@@ -187,7 +205,8 @@ class HybridEngine(AsyncLLM):
     async def inspect(self, token_ids: list[int], num_latents: int = 0) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""
         key = unique_id("inspect")
-        params = read_params(Read(key, num_latents, keep_states=True), Verdict.NUM_VALUES, reads_all_positions=True)
+        work, num_values = Read(key, num_latents, keep_states=True), Verdict.num_values(self.hybrid.ladder)
+        params = read_params(work, num_values, reads_all_positions=True)
         try:
             async for _ in self.run({"type": "token", "prompt_token_ids": token_ids}, params, key):
                 pass

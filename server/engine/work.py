@@ -68,17 +68,23 @@ class Verdict:
     """Of the batch that this request's latents were computed in."""
     scores: Scores = field(default_factory=Scores)
 
-    NUM_VALUES = 7
+    @staticmethod
+    def num_values(ladder: tuple[int, ...]) -> int:
+        """`ladder`: the numbers of latents that the probe has an output for."""
+        return 7 + len(ladder)
 
     def values(self) -> list[float]:
-        of_probe = (self.scores.direct, self.scores.latent, self.scores.explicit, self.scores.tokens)
+        by_latents = (correct for _, correct in self.scores.by_latents)
+        of_probe = (self.scores.direct, self.scores.latent, self.scores.explicit, self.scores.tokens, *by_latents)
         first = (float(self.latents_are_finite), self.network_seconds, self.probe_seconds)
         return [*first, *(_ABSENT if s is None else s for s in of_probe)]
 
     @classmethod
-    def of(cls, values: list[float]) -> "Verdict":
-        finite, network_seconds, probe_seconds, *of_probe = values[: cls.NUM_VALUES]
-        scores = Scores(*(None if value == _ABSENT else value for value in of_probe))
+    def of(cls, values: list[float], ladder: tuple[int, ...]) -> "Verdict":
+        finite, network_seconds, probe_seconds, *of_probe = values[: cls.num_values(ladder)]
+        direct, latent, explicit, tokens = (None if value == _ABSENT else value for value in of_probe[:4])
+        rungs = tuple((number, value) for number, value in zip(ladder, of_probe[4:], strict=True) if value != _ABSENT)
+        scores = Scores(direct, latent, explicit, tokens, by_latents=rungs)
         return cls(bool(finite), network_seconds, probe_seconds, scores)
 
 

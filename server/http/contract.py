@@ -83,8 +83,8 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask | N
     _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path == ROUTE_PATH else path))
     wish = take_wish(body, header)
     num_latents = body.pop("num_latent_tokens", None)
-    if num_latents is not None and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
-        raise BadRequestError("num_latent_tokens must be a whole number.", "num_latent_tokens")
+    if num_latents not in (None, "auto") and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
+        raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
     if path == COMPLETIONS_PATH and wish.named is None:
         for name, value in (("num_latent_tokens", num_latents), ("router", body.get("router"))):
             if value is not None:

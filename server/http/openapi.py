@@ -17,7 +17,8 @@ _ROUTE = {
     "properties": {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
         "latent_tokens": {"type": "integer"}, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
-        "policy": _TEXT, "discarded_tokens": {"type": "integer"}, "thinking_budget": {"type": "integer"},
+        "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": {"type": "integer"},
+        "thinking_budget": {"type": "integer"},
     },
 }  # fmt: skip
 
@@ -35,7 +36,10 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "enum": list(modes),
             "description": "How to answer.",
         },
-        "num_latent_tokens": {"type": "integer", "minimum": 1, "maximum": max(1, max_latents)},
+        "num_latent_tokens": {
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": max(1, max_latents)}, {"const": "auto"}],
+            "description": "Latents that stand in for the chain; auto: as few as are expected to suffice.",
+        },
         "router": {"$ref": "#/components/schemas/RouterOptions"},
     }
 

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from router.policy import Decision, Mode, Policy, Scores
+from router.policy import Decision, Mode, NumLatents, Policy, Scores
 from router.router import Options
 
 
@@ -21,7 +21,7 @@ class Ask:
 
     mode: str
     """By its name in the registry of modes."""
-    num_latents: int | None = None
+    num_latents: NumLatents | None = None
     """None: the server's default."""
     options: Options = field(default_factory=Options)
     """Of mode auto: the `router` field."""
@@ -135,6 +135,7 @@ class Record:
     def public(self) -> dict[str, Any]:
         """The `route` object of a response. Its stages are seconds."""
         decision, scores = self.decision, asdict(self.scores) if self.scores else {}
+        by_latents = scores.pop("by_latents", ())
         shown: dict[str, Any] = {
             "requested": self.ask.mode,
             "mode": self.mode,
@@ -146,6 +147,8 @@ class Record:
             "scores": {name: _rounded(value) for name, value in scores.items() if value is not None},
             "stages": {name: round(seconds, 5) for name, seconds in self.stages.items()},
         }
+        if by_latents:
+            shown["latent_by_n"] = {str(number): _rounded(correct) for number, correct in by_latents}
         if self.policy is not None:
             shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
             if self.mode and self.mode.thinks_in_text and decision and decision.thinking_budget is not None:

@@ -128,3 +128,18 @@ def test_a_decision_takes_less_than_a_millisecond() -> None:
         policy.check(asked, 0.9, LATENT)
         times.append(time.perf_counter() - started)
     assert sorted(times)[495] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("latent", "by_latents", "fewest"),
+    [
+        (0.90, ((4, 0.40), (8, 0.89)), 8),
+        (0.90, ((4, 0.95), (8, 0.89)), 4),
+        (0.90, ((4, 0.40), (8, 0.80)), 16),
+        (0.90, ((32, 0.99),), 16),  # never more than are asked for
+        (None, ((4, 0.95),), 16),
+        (math.nan, ((4, math.nan),), 16),
+    ],
+)
+def test_as_few_latents_as_suffice(latent: float | None, by_latents: tuple[tuple[int, float], ...], fewest: int) -> None:
+    assert Scores(latent=latent, by_latents=by_latents).fewest_latents(16, max_loss=0.02) == fewest

@@ -83,6 +83,11 @@ def test_features_that_are_not_there(features: tuple[str, ...], layers: tuple[in
         check_features(features, layers, has_network="last and" in says, num_layers=6)
 
 
+def test_a_ladder_stays_below_the_latents_that_are_served() -> None:
+    with pytest.raises(StageError, match="below the bundle's 16"):
+        fitting.main(FitConfig(bundle=DEMO_BUNDLE, ladder=(4, 16)))
+
+
 def test_confidence_says_how_likely_an_answer_is_right() -> None:
     held = observations(1500, seed=1)
     scores = predict(train_probe(observations(4000, seed=0), ("last",)), held)
@@ -108,7 +113,7 @@ def test_a_chain_without_an_end_is_no_answer() -> None:
 def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_path: Path, base: FrozenBase) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(DEMO_BUNDLE, bundle)
-    config = FitConfig(bundle=bundle, n=120, explicit_questions=20, samples=2, max_thinking_tokens=512)
+    config = FitConfig(bundle=bundle, n=120, explicit_questions=20, samples=2, max_thinking_tokens=512, ladder=(4, 8))
     figures = fitting.main(config)
     assert set(figures["accuracy"]) == {"direct", "latent", "explicit"}
     assert figures["accuracy"]["explicit"] > figures["accuracy"]["direct"]
@@ -119,4 +124,9 @@ def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_p
     assert written.manifest.scores["router fit"] == json.loads(json.dumps(figures))
     assert written.manifest.calibration.point.accuracy == calibrated["accuracy"] >= figures["accuracy"]["explicit"] - 0.011
     assert len(written.calibration_outcomes()["confidence"]) == 30
+    by_number = figures["accuracy by latents"]
+    assert by_number[4] < by_number[8] < by_number[16] == figures["accuracy"]["latent"]
+    assert 4 <= figures["latents chosen"]["mean"] < 16
+    assert figures["latents chosen"]["accuracy"] > by_number[8] - 0.1
+    assert written.probe().config.ladder == (4, 8)
     assert written.probe().config.targets == ("direct", "latent", "explicit", "tokens")

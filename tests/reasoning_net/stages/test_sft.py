@@ -3,13 +3,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
-from reasoning_net.stages.sft import SftConfig, load_net, main
+from reasoning_net.stages.sft import SftConfig, SftOptimizer, load_net, main
 from tests.server.cli import run
 
 
@@ -57,6 +60,18 @@ def test_a_killed_run_resumes_to_the_same_network(tiny_base: Path, tmp_path: Pat
     ]
     assert curves[0] == curves[1]
     assert (tmp_path / "halves" / "run" / "curves.png").exists()
+
+
+def test_training_goes_on_from_a_trained_network(tiny_base: Path, tmp_path: Path) -> None:
+    main(small(tiny_base, tmp_path / "first", 2))
+    config = replace(small(tiny_base, tmp_path / "second", 2), init=tmp_path / "first", hidden_size=64)
+    main(replace(config, optimizer=SftOptimizer(muon_lr=1e-9, adamw_lr=1e-9)))
+    first, second = (load_net(tmp_path / name)[0] for name in ("first", "second"))
+    assert second.config == first.config
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(tensor, second.state_dict()[name], msg=name, rtol=0.01, atol=1e-3)
+    with pytest.raises(StageError, match="leave --backbone"):
+        main(replace(config, output=tmp_path / "third", backbone="some/where"))
 
 
 def test_the_base_never_gets_a_gradient(tiny_base: Path) -> None:
