@@ -55,6 +55,14 @@ class Settings(BaseSettings):
     )
     reasoning_content: bool = Field(False, description="Repeat thinking text as `reasoning_content`, its older name.")
     console: bool = Field(True, description="The console in the browser, at /.")
+    max_body_mib: int = Field(16, gt=0, description="Larger bodies are refused.")
+    client_timeout_seconds: float = Field(
+        30.0, gt=0, description="That a client may take to send its headers, or its body, or to read what was sent."
+    )
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="That an answer may take; a request may ask for less with its field timeout_seconds."
+    )
+    drain_seconds: float = Field(30.0, ge=0, description="That running requests get to end after SIGTERM.")
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache on a CPU, in GiB.")
 
     @property

@@ -3,14 +3,21 @@
 LatentserveError
 ├── BadRequestError             400  the request contradicts itself, or asks for what is not there
 ├── UnauthorizedError           401  the key is missing or wrong
-└── ForbiddenError              403  the key may not do that
+├── ForbiddenError              403  the key may not do that
+├── SlowClientError             408  the body did not come in time
+├── TooLargeError               413  the body is larger than the server reads
+├── UnsupportedError            415  the body is no JSON, or compressed
+├── OverloadedError             429  no room, or a limit of the key: with Retry-After, and X-Reject-Reason
+├── UnavailableError            503  the server is shutting down, or its engine has died
+└── DeadlineError               504  the answer took longer than the request, or the server, allows
 """
 
 import json
+from typing import Any
 
 from starlette.responses import Response
 
-MESSAGES_PATH = "/v1/messages"
+MESSAGES_PATH, REASON_HEADER = "/v1/messages", "X-Reject-Reason"
 
 
 class LatentserveError(Exception):
@@ -21,14 +28,20 @@ class LatentserveError(Exception):
         super().__init__(message)
         self.message, self.param = message, param
 
-    def response(self, path: str = "") -> Response:
-        """In Anthropic's shape on its endpoints, else in OpenAI's. In ASCII: it may quote what UTF-8 cannot encode."""
+    @property
+    def headers(self) -> dict[str, str]:
+        return {}
+
+    def content(self, path: str) -> dict[str, Any]:
+        """In Anthropic's shape on its endpoints, else in OpenAI's."""
         error = {"type": self.type, "message": self.message}
         if path.startswith(MESSAGES_PATH):
-            content = {"type": "error", "error": error}
-        else:
-            content = {"error": error | {"param": self.param, "code": self.status}}
-        return Response(json.dumps(content), self.status, media_type="application/json")
+            return {"type": "error", "error": error}
+        return {"error": error | {"param": self.param, "code": self.status}}
+
+    def response(self, path: str = "") -> Response:
+        """In ASCII: it may quote what UTF-8 cannot encode."""
+        return Response(json.dumps(self.content(path)), self.status, self.headers, media_type="application/json")
 
 
 class BadRequestError(LatentserveError):
@@ -44,3 +57,45 @@ class UnauthorizedError(LatentserveError):
 class ForbiddenError(LatentserveError):
     status = 403
     type = "PermissionDeniedError"
+
+
+class SlowClientError(LatentserveError):
+    status = 408
+    type = "TimeoutError"
+
+
+class TooLargeError(LatentserveError):
+    status = 413
+    type = "BadRequestError"
+
+
+class UnsupportedError(LatentserveError):
+    status = 415
+    type = "BadRequestError"
+
+
+class _TryAgainError(LatentserveError):
+    """With what was full, and the seconds after which it is worth another try."""
+
+    def __init__(self, message: str, reason: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.reason, self.retry_after = reason, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after), REASON_HEADER: self.reason}
+
+
+class OverloadedError(_TryAgainError):
+    status = 429
+    type = "RateLimitError"
+
+
+class UnavailableError(_TryAgainError):
+    status = 503
+    type = "ServiceUnavailableError"
+
+
+class DeadlineError(LatentserveError):
+    status = 504
+    type = "TimeoutError"
