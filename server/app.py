@@ -17,10 +17,12 @@ from starlette.routing import Route
 from reasoning_net.bundle import Bundle
 from server import console
 from server.engine import modes
-from server.engine.front import api_keys, build_vllm_app, listen, metrics_registry, request_fields, serve_app, template_kwargs
+from server.engine.front import api_keys, build_vllm_app, listen, metrics_registry, request_fields, template_kwargs
 from server.engine.readiness import Readiness
 from server.engine.seam import HybridEngine
+from server.engine.serving import serve_app
 from server.engine.start import add_aliases, parse_vllm_args, start_engine
+from server.http.admission import Admission
 from server.http.contract import Terms
 from server.http.middleware import ReasoningModes
 from server.http.openapi import describe_modes
@@ -34,8 +36,9 @@ logger = logging.getLogger("vllm.latentserve.app")
 
 
 async def create_app(
-    engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics
-) -> FastAPI:
+    engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics,
+    admission: Admission,
+) -> FastAPI:  # fmt: skip
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
     keep_supported(app)
@@ -58,13 +61,20 @@ async def create_app(
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     mount_metrics(app)
-    readiness.mount(app, engine)
+    readiness.mount(app, engine, admission)
     mount_router(app, hybrid.router, bundle, settings.operator_key)
     names = available_modes(bundle)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
         console.mount(app, names, is_demo=settings.is_demo)
     return app
+
+
+def new_admission(engine: HybridEngine) -> Admission:
+    """Room for what the engine writes at once, and for as much again that waits, or what `--max-num-queued-reqs` says."""
+    scheduler = engine.vllm_config.scheduler_config
+    queued = scheduler.max_num_queued_reqs
+    return Admission(scheduler.max_num_seqs, scheduler.max_num_seqs if queued is None else queued)
 
 
 def mount_metrics(app: FastAPI) -> None:
@@ -91,23 +101,22 @@ def available_modes(bundle: Bundle | None) -> list[str]:
 
 
 async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | None) -> None:
-    """Serve until a signal; raises with a message that says what to do when it cannot start."""
+    """Serve until a signal; raises with a message that says what to do when it cannot start, or when its engine dies."""
     args = parse_vllm_args(settings, vllm_flags, bundle)
     names = available_modes(bundle)
     add_aliases(args, names)
     address, sock = listen(args)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics) as engine:
-        app = await create_app(engine, args, settings, bundle, readiness, metrics)
+        admission = new_admission(engine)
+        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)
         warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))
-        shutdown = await serve_app(app, sock, args)
-        warm_up.cancel()
-    try:
-        await shutdown
-    finally:
-        sock.close()
+        try:
+            await serve_app(app, sock, args, settings, engine, admission)
+        finally:
+            warm_up.cancel()
 
 
 def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Settings) -> str:

@@ -1,11 +1,13 @@
 """Run the server from the command line: every way it can fail to start becomes one sentence, as soon as it can be known."""
 
+import contextlib
 import json
 import logging.config
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import yaml
@@ -35,17 +37,17 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     import uvloop
 
     from server.app import serve
+    from server.engine.worker.lifetime import end_at_once, sockets_directory
 
     try:
-        uvloop.run(serve(settings, vllm_flags, bundle))
+        with sockets_directory(), _on_signals(end_at_once):
+            uvloop.run(serve(settings, vllm_flags, bundle))
     except OSError as error:
         if "ddress already in use" not in str(error):
             raise
         raise ConfigurationError(
             f"port {settings.port} on {settings.host} is in use. Stop what listens there, or choose another with --port."
         ) from error
-    except KeyboardInterrupt:
-        return
     except RuntimeError as error:
         if "Engine core initialization failed" not in str(error):
             raise
@@ -53,6 +55,20 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
             "the engine could not start: its own error is above. If it ran out of memory, lower --kv-cache-gib (CPU), "
             "--gpu-memory-utilization (CUDA), --max-model-len or --max-num-seqs."
         ) from error
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Callable[..., NoReturn]) -> Iterator[None]:
+    """While the engine starts, which holds the event loop up for long; a server that answers has handlers of its own.
+
+    The handler is to end the process itself: an exception would be lost where vLLM waits for the engine.
+    """
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _log_json() -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from reasoning_net.errors import BundleError, StageError, sentence, unreachable
 from router.policy import RouterError
-from server.engine.errors import ConfigurationError
+from server.engine.errors import ConfigurationError, EngineDiedError
 
 _NOT_ENOUGH = 2**20  # bytes free on a disk
 
@@ -35,7 +35,7 @@ def _option(field: str) -> str:
 
 def explain(error: Exception, arguments: Mapping[str, Any]) -> str | None:
     """Of a command that failed with these arguments. None for a bug: its traceback is wanted."""
-    if isinstance(error, StageError | BundleError | RouterError | ConfigurationError):
+    if isinstance(error, StageError | BundleError | RouterError | ConfigurationError | EngineDiedError):
         return " ".join(str(error).split())
     if isinstance(error, ValidationError):
         return sentence(error, _option) + "."

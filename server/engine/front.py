@@ -3,7 +3,6 @@
 import os
 import socket
 from argparse import Namespace
-from collections.abc import Awaitable
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -12,8 +11,7 @@ from pydantic import BaseModel, SecretStr
 from vllm import envs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.launcher import serve_http, setup_server
-from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.logger import configure_logging_from_args
 from vllm.renderers.hf import _get_hf_base_chat_template_params, _resolve_chat_template_kwargs
@@ -70,23 +68,3 @@ def listen(args: Namespace) -> tuple[str, socket.socket]:
     """(address, socket), before the engine takes its time to start."""
     configure_logging_from_args(args)
     return setup_server(args, reuse_port=False)
-
-
-async def serve_app(app: FastAPI, sock: socket.socket, args: Namespace) -> Awaitable[None]:
-    """Until a signal; what is returned waits for the shutdown."""
-    log_config = get_uvicorn_log_config(args)
-    return await serve_http(
-        app,
-        sock=sock,
-        enable_ssl_refresh=args.enable_ssl_refresh,
-        host=args.host,
-        port=args.port,
-        log_level=args.uvicorn_log_level,
-        access_log=not args.disable_uvicorn_access_log,
-        timeout_keep_alive=int(os.environ.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5")),
-        ssl_keyfile=args.ssl_keyfile,
-        ssl_certfile=args.ssl_certfile,
-        ssl_ca_certs=args.ssl_ca_certs,
-        ssl_cert_reqs=args.ssl_cert_reqs,
-        **({"log_config": log_config} if log_config is not None else {}),
-    )

@@ -12,6 +12,7 @@ from vllm import SamplingParams
 
 from reasoning_net.bundle import Bundle
 from server.engine.seam import HybridEngine
+from server.http.admission import Admission
 from server.observe.record import Ask, Record, current
 
 logger = logging.getLogger("vllm.latentserve.readiness")
@@ -28,11 +29,14 @@ class Readiness:
     """The least cosine similarity between the engine's hidden states and latents, and the bundle's."""
     problem: str | None = None
 
-    def mount(self, app: FastAPI, engine: HybridEngine) -> None:
+    def mount(self, app: FastAPI, engine: HybridEngine, admission: Admission) -> None:
         @app.get("/ready")
         async def ready() -> JSONResponse:
-            details = {"router_drift_psi": engine.hybrid.router.drift.psi}
-            return JSONResponse(asdict(self) | details, 200 if self.ready else 503)
+            details = asdict(self) | {"router_drift_psi": engine.hybrid.router.drift.psi}
+            if admission.is_draining or engine.errored:
+                problem = "The server is shutting down." if admission.is_draining else "The engine has died."
+                details |= {"ready": False, "problem": problem}
+            return JSONResponse(details, 200 if details["ready"] else 503)
 
     async def check(self, engine: HybridEngine, bundle: Bundle | None, modes: list[str]) -> None:
         """Warm up, compare, and open the gate. A bundle that does not match keeps it closed, with the figure."""

@@ -1,5 +1,6 @@
 """Start vLLM with our engine: its flags, and the defaults that hybrid reasoning needs."""
 
+import asyncio
 import difflib
 import re
 from argparse import Namespace
@@ -26,6 +27,7 @@ except ModuleNotFoundError:  # vLLM 0.33 moved it
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
 
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
+_END_SECONDS = 5.0  # for the engine's process to tidy up; vLLM would kill it at once
 
 
 class _Parser(FlexibleArgumentParser):
@@ -157,4 +159,6 @@ async def start_engine(
         await engine.reset_mm_cache()
         yield engine
     finally:
-        engine.shutdown(timeout=config.shutdown_timeout)
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()  # it would take this end for an error
+        await asyncio.to_thread(engine.shutdown, max(config.shutdown_timeout, _END_SECONDS))

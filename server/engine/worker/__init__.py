@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reasoning_net.bundle import Bundle
 from server.engine.worker.hooks import Hooks
 from server.engine.worker.latents import Latents
+from server.engine.worker.lifetime import follow_parent
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -24,6 +25,7 @@ class HybridWorker:
 
     def latentserve_install(self, bundle: str | None) -> None:
         """Load the bundle and hook into the model runner. Called once, before the first request."""
+        follow_parent("VllmWorker")
         self.latentserve = Latents(self.model_runner, Bundle.load(bundle) if bundle else None)
         self.latentserve_hooks = Hooks(self.model_runner, self.latentserve)
 

@@ -30,6 +30,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.engine.errors import ConfigurationError
 from server.engine.work import Overlay, Work, work_of
+from server.engine.worker.lifetime import follow_parent
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -187,6 +188,11 @@ class _PrivateBlocks:
     """
 
     hash_block_size: int
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """In the engine core's process, whatever processes its workers have."""
+        super().__init__(*args, **options)
+        follow_parent("EngineCore")
 
     def add_request(self, request: Request) -> None:
         work = work_of(request.sampling_params.extra_args if request.sampling_params else None)
