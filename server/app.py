@@ -24,12 +24,14 @@ from server.engine.serving import serve_app
 from server.engine.start import add_aliases, parse_vllm_args, start_engine
 from server.http.admission import Admission
 from server.http.contract import Terms
-from server.http.middleware import ReasoningModes
+from server.http.keys import KeyGuard, KeyRing
+from server.http.middleware import Bounds, ReasoningModes
 from server.http.openapi import describe_modes
 from server.http.router_api import mount_router
-from server.http.routes import KeyGuard, keep_supported
+from server.http.routes import keep_supported
 from server.observe.decision_log import DecisionLog
 from server.observe.metrics import Metrics
+from server.observe.observers import Observers
 from server.settings import Settings
 
 logger = logging.getLogger("vllm.latentserve.app")
@@ -42,21 +44,20 @@ async def create_app(
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
     keep_supported(app)
-    terms = Terms(settings.default_mode, hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app))
-    if keys := api_keys(args, settings.operator_key):
+    terms = Terms(
+        settings.default_mode, hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app),
+        settings.reasoning_content,
+    )  # fmt: skip
+    if keys := KeyRing(api_keys(args, settings.operator_key), settings.api_keys_file):
         app.user_middleware.append(Middleware(KeyGuard, keys=keys))
     # Innermost: vLLM's own middleware (request ids, metrics) sees the request first.
     app.user_middleware.append(
         Middleware(
             ReasoningModes,
             terms=terms,
-            metrics=metrics,
-            reasoning_content=settings.reasoning_content,
-            log=DecisionLog(settings.decision_log, settings.decision_log_mib, settings.log_questions)
-            if settings.decision_log
-            else None,
-            log_requests=settings.log_format == "json",
-            trace=args.otlp_traces_endpoint is not None,
+            bounds=Bounds(settings.max_body_mib, settings.client_timeout_seconds, settings.timeout_seconds),
+            admission=admission,
+            observers=observers(args, settings, metrics),
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
@@ -70,11 +71,24 @@ async def create_app(
     return app
 
 
-def new_admission(engine: HybridEngine) -> Admission:
+def observers(args: Namespace, settings: Settings, metrics: Metrics) -> Observers:
+    decisions = (
+        DecisionLog(settings.decision_log, settings.decision_log_mib, settings.log_questions, metrics.lost_line)
+        if settings.decision_log
+        else None
+    )
+    has_traces = args.otlp_traces_endpoint is not None
+    return Observers(metrics, decisions, log_requests=settings.log_format == "json", trace=has_traces)
+
+
+def new_admission(engine: HybridEngine, metrics: Metrics) -> Admission:
     """Room for what the engine writes at once, and for as much again that waits, or what `--max-num-queued-reqs` says."""
     scheduler = engine.vllm_config.scheduler_config
     queued = scheduler.max_num_queued_reqs
-    return Admission(scheduler.max_num_seqs, scheduler.max_num_seqs if queued is None else queued)
+    admission = Admission(scheduler.max_num_seqs, scheduler.max_num_seqs if queued is None else queued)
+    engine.load = lambda: admission.load
+    metrics.watch_admission(lambda: admission.in_flight, admission.most)
+    return admission
 
 
 def mount_metrics(app: FastAPI) -> None:
@@ -108,7 +122,7 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
     address, sock = listen(args)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics) as engine:
-        admission = new_admission(engine)
+        admission = new_admission(engine, metrics)
         app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)

@@ -24,6 +24,10 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     _check_model(settings)
     _check_bundle(settings)
     _check_memory(settings)
+    if settings.api_keys_file:
+        from server.http.keys import read_keys
+
+        read_keys(settings.api_keys_file)
     from reasoning_net.bundle import Bundle
     from reasoning_net.rollouts import prepare_environment
 
@@ -104,10 +108,10 @@ def _check_bundle(settings: Settings) -> None:
     """What can be said from bundle.json alone."""
     manifest = Manifest.read(settings.bundle_directory) if settings.bundle_directory else None
     settings.router(manifest)
-    if settings.num_latent_tokens is not None:
+    if settings.num_latents is not None:
         if manifest is None or manifest.reasoning_net is None:
             raise ConfigurationError("--num-latent-tokens is for latents, and there is no bundle with a network: see --bundle.")
-        if settings.num_latent_tokens == "auto":
+        if settings.num_latents == "auto":
             if not (manifest.probe and manifest.probe.ladder):
                 raise ConfigurationError(
                     "--num-latent-tokens auto needs a probe that knows how many latents suffice: fit one with "
@@ -115,7 +119,7 @@ def _check_bundle(settings: Settings) -> None:
                 )
             return
         try:
-            manifest.check_num_latents(settings.num_latent_tokens, "--num-latent-tokens")
+            manifest.check_num_latents(settings.num_latents, "--num-latent-tokens")
         except ValueError as error:
             raise BundleError(f"{error}.") from error
 

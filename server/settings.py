@@ -5,17 +5,17 @@ All else is vLLM's. Flags come before the environment, that before the file, and
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
-from pydantic import Field, PositiveInt, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.manifest import Manifest
 from reasoning_net.options import HOST, PORT
 from router.policies.named import Name
-from router.policy import Mode
+from router.policy import Mode, NumLatents
 from router.router import Router
 
 __all__ = ["DEMO_BUNDLE", "DEMO_MODEL", "OUR_FLAGS", "Settings", "split_file"]
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
     default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
-    num_latent_tokens: PositiveInt | Literal["auto"] | None = Field(
+    num_latent_tokens: int | str | None = Field(
         None, description="Latents per question, the bundle's own number by default; auto: as few as suffice."
     )
     policy: Name | None = Field(None, description="Of mode auto; utility with a calibrated probe, else entropy.")
@@ -55,6 +55,13 @@ class Settings(BaseSettings):
     )
     reasoning_content: bool = Field(False, description="Repeat thinking text as `reasoning_content`, its older name.")
     console: bool = Field(True, description="The console in the browser, at /.")
+    api_keys_file: Path | None = Field(
+        None, description="YAML file of clients' keys, hashed, with their limits; read again when it changes."
+    )
+    max_thinking_tokens: int | None = Field(None, gt=0, description="Of any answer; after the cut the model answers.")
+    long_slots: int | None = Field(
+        None, gt=0, description="Chains that are not predicted to be ordinary run at once; half of --max-num-seqs by default."
+    )
     max_body_mib: int = Field(16, gt=0, description="Larger bodies are refused.")
     client_timeout_seconds: float = Field(
         30.0, gt=0, description="That a client may take to send its headers, or its body, or to read what was sent."
@@ -64,6 +71,19 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(30.0, ge=0, description="That running requests get to end after SIGTERM.")
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache on a CPU, in GiB.")
+
+    @field_validator("num_latent_tokens")
+    @classmethod
+    def _above_zero_or_auto(cls, value: int | str | None) -> NumLatents | None:
+        if value is None or value == "auto":
+            return cast("NumLatents | None", value)
+        if (number := int(value) if str(value).isdigit() else 0) > 0:
+            return number
+        raise ValueError("must be greater than 0, or auto")
+
+    @property
+    def num_latents(self) -> NumLatents | None:
+        return cast("NumLatents | None", self.num_latent_tokens)
 
     @property
     def is_demo(self) -> bool:

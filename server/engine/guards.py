@@ -15,6 +15,8 @@ from server.observe.record import Ask
 if TYPE_CHECKING:
     from server.engine.seam import Hybrid
 
+_LISTS = ("stop", "stop_token_ids", "bad_words", "logit_bias")
+_MAX_LIST, _MAX_STOP = 1024, 1024
 _OF_CONNECTORS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
 
 
@@ -33,7 +35,13 @@ def guard_prompt(prompt: Any, placeholder: int | None) -> list[int]:
 
 
 def guard_params(params: SamplingParams, placeholder: int | None) -> None:
-    """What reaches past the sampling: work for our worker, the state of vLLM's connectors, the reserved token."""
+    """What reaches past the sampling: work for our worker, the state of vLLM's connectors, the reserved token. And lists that
+    are looked through at every token, without end."""
+    for name in _LISTS:
+        if len(given := getattr(params, name) or ()) > _MAX_LIST:
+            raise VLLMValidationError(f"{name} has {len(given)} entries, of at most {_MAX_LIST}.", parameter=name)
+    if any(len(text) > _MAX_STOP for text in params.stop or ()):
+        raise VLLMValidationError(f"A stop string has more than {_MAX_STOP} characters.", parameter="stop")
     for name in (WORK_KEY, *_OF_CONNECTORS):
         if name in (params.extra_args or {}):
             raise VLLMValidationError(f"{name} is not accepted here: this server sets it.", parameter="vllm_xargs")

@@ -18,6 +18,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 
 from router.policy import Decision, Limits, Mode, Scores
 from server.engine.work import Forget, Overlay, Read, Verdict, Work, to_extra_args
+from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
 
 if TYPE_CHECKING:
@@ -123,8 +124,49 @@ class Passes:
         return verdict
 
     def decide(self, decision: Decision) -> None:
-        """Write down how the question is answered; `answer` follows it."""
+        """Write down how the question is answered; `answer` follows it. Where the key may not think in text, mode auto does
+        without, and a named mode is refused."""
+        if decision.mode.thinks_in_text and (reason := self.may_not_think()):
+            if self.ask.mode != Mode.AUTO:
+                self.engine.refuse(reason)
+            decision = self.demoted(decision, reason.reason)
         self.record.decided(decision, self._latents_of(decision))
+
+    @property
+    def must_predict(self) -> bool:
+        """Whether the length of a chain has to be known before it is written: the key has a limit, and a probe can say it."""
+        quota = self.record.quota
+        return quota is not None and quota.key.limits_thinking and self.engine.hybrid.has_probe
+
+    def predicted(self, decision: Decision) -> Decision:
+        """With the budget that mode auto would give the chain, unless its key is trusted, or nothing was predicted."""
+        quota, scores, calibration = self.record.quota, self.record.scores, self.engine.hybrid.router.calibration
+        if quota is None or quota.key.trusted or not (scores and scores.tokens and calibration):
+            return decision
+        return replace(decision, thinking_budget=self.limits.budget(calibration.budget_ratio * scores.tokens))
+
+    def may_not_think(self) -> OverloadedError | None:
+        """What stands in the way of a chain in text; where nothing does, its predicted tokens are reserved."""
+        if self.record.quota is None or self.ask.only_route:
+            return None
+        return self.record.quota.reserve(self._predicted_tokens())
+
+    def demoted(self, decision: Decision, reason: str) -> Decision:
+        """A cheap answer instead of a chain, which is given as it comes."""
+        cheap, scores = self.limits.cheap, self.record.scores or Scores()
+        reason = f"demoted_{reason}"
+        self.engine.hybrid.metrics.demoted(reason)
+        return replace(
+            decision, mode=cheap, score=scores.correct(cheap), reason=reason, check=False, thinking_budget=None, suffix=""
+        )
+
+    def _predicted_tokens(self) -> float:
+        """Of a chain: what the probe expects, or the longest that was seen, within what the request allows."""
+        params, scores, calibration = self.question.params, self.record.scores, self.engine.hybrid.router.calibration
+        longest = calibration.longest_tokens if calibration else math.inf
+        expected = scores.tokens if scores and scores.tokens is not None and math.isfinite(scores.tokens) else longest
+        bounds = (params.thinking_token_budget, params.max_tokens, self.engine.model_config.max_model_len)
+        return params.n * min(expected, *(bound for bound in bounds if bound is not None))
 
     def escalate(self, decision: Decision) -> None:
         """What was answered so far is void; what follows is thought through in text."""
@@ -136,12 +178,27 @@ class Passes:
 
     async def answer(self, params: SamplingParams | None = None) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it was decided. `params`: instead of the client's."""
-        decision, record, hybrid = self.record.decision, self.record, self.engine.hybrid
+        decision = self.record.decision
         assert decision is not None, "decide comes before answer"
         if not decision.mode.uses_latents:
             self._leave()  # a long answer that needs no latents keeps nobody waiting
         prompt, params, options = self._prepare(decision, params or self.question.params)
-        started = time.perf_counter()
+        outputs = self._generated(decision, prompt, params, options)
+        async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    def _may_be_long(self, decision: Decision) -> bool:
+        """Whether this is a chain that nobody predicted to be an ordinary one."""
+        calibration, scores = self.engine.hybrid.router.calibration, self.record.scores
+        if not decision.mode.thinks_in_text:
+            return False
+        return calibration is None or scores is None or scores.tokens is None or not scores.tokens <= calibration.longest_tokens
+
+    async def _generated(
+        self, decision: Decision, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        record, hybrid, started = self.record, self.engine.hybrid, time.perf_counter()
         async with aclosing(self.engine.run(prompt, params, unique_id(self.question.label), **options)) as outputs:
             async for output in outputs:
                 if decision.mode.uses_latents and any(hybrid.layout.placeholder in o.token_ids for o in output.outputs):

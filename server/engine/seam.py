@@ -6,13 +6,14 @@ passes    engine requests (`passes`), with work for the worker (`worker`)
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from http import HTTPStatus
+from typing import Any, NoReturn
 
 from vllm import SamplingParams
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -25,6 +26,8 @@ from server.engine.guards import guard_ask, guard_encodable, guard_only_text, gu
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
 from server.engine.work import Read, Verdict
+from server.http.errors import OverloadedError
+from server.http.keys import Key, client_key, salt_of
 from server.observe.metrics import Metrics
 from server.observe.record import Record, current
 
@@ -77,7 +80,7 @@ class Hybrid:
 
 
 class Room(asyncio.Semaphore):
-    """For the latents of so many questions: they are held from reading to the end of the answer."""
+    """For so many of something; and how many wait for it."""
 
     waiting = 0
 
@@ -89,16 +92,39 @@ class Room(asyncio.Semaphore):
             self.waiting -= 1
 
 
+class Slots:
+    """For chains that may be long: they share some of the engine's places, so that others keep their latency."""
+
+    def __init__(self, number: int) -> None:
+        self._room = Room(number)
+
+    @property
+    def waiting(self) -> int:
+        return self._room.waiting
+
+    @asynccontextmanager
+    async def held(self, is_needed: bool) -> AsyncIterator[None]:
+        if not is_needed:
+            yield
+            return
+        async with self._room:
+            yield
+
+
 class HybridEngine(AsyncLLM):
     """An engine client: vLLM's serving layer does not know that it is not a plain AsyncLLM."""
 
     hybrid: Hybrid
     room: Room
+    slots: Slots
+    load: Callable[[], float] = staticmethod(lambda: 0.0)
+    """Share of the room for requests that is taken, as the wire counts."""
     _shadows: Shadows | None = None
 
     async def install(
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
-        num_latents: NumLatents | None = None, shadow_share: float = 0.0,
+        num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
+        max_thinking_tokens: int | None = None,
     ) -> None:  # fmt: skip
         """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -121,10 +147,12 @@ class HybridEngine(AsyncLLM):
             metrics=metrics,
             end_of_thinking=end[-1],
         )
-        # As many questions as the engine runs at once, and as many again waiting.
+        # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
+        self.slots = Slots(long_slots or max(1, self.vllm_config.scheduler_config.max_num_seqs // 2))
+        self._max_thinking = max_thinking_tokens
         metrics.watch_drift(lambda: router.drift.psi)
-        metrics.watch_queue(lambda: self.room.waiting)
+        metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, self.get_tokenizer().decode)
         await self.collective_rpc("latentserve_install", args=(str(bundle.directory) if bundle else None,))
@@ -140,27 +168,71 @@ class HybridEngine(AsyncLLM):
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """As AsyncLLM.generate; the current record, if there is one, says how to answer, and learns what happened."""
+        self._check_queue()
         token_ids = guard_prompt(prompt, self.hybrid.layout.placeholder)
         guard_params(sampling_params, self.hybrid.layout.placeholder)
         guard_encodable(prompt, sampling_params, options)
-        record = current.get()
+        key, record = client_key.get(), current.get()
+        if key is not None:
+            prompt = prompt | {"cache_salt": salt_of(key, prompt.get("cache_salt"))}
+        self._cap_thinking(sampling_params, key)
         is_text = prompt.get("type", "token") == "token"
-        if record is not None and not is_text:
-            guard_only_text(record.ask)
-            record.decided(Decision(Mode.EXPLICIT, None, None, "not_text"))
-        if record is None or not is_text:
-            outputs = self.run(prompt, sampling_params, unique_id(request_id), **options)
+        routed = record if record is not None and not record.ask.is_plain else None
+        if routed and not is_text:
+            guard_only_text(routed.ask)
+            routed.decided(Decision(Mode.EXPLICIT, None, None, "not_text"))
+        if routed and is_text:
+            guard_ask(routed.ask, self.hybrid, token_ids, sampling_params, self.model_config.max_model_len)
+            outputs = self._routed(Question(prompt, token_ids, sampling_params.clone(), request_id, options), routed)
         else:
-            guard_ask(record.ask, self.hybrid, token_ids, sampling_params, self.model_config.max_model_len)
-            outputs = self._routed(Question(prompt, token_ids, sampling_params.clone(), request_id, options), record)
+            outputs = self._plain(prompt, token_ids, sampling_params, unique_id(request_id), options, record)
+        if record is not None:
+            record.outputs.append(outputs)
         async with aclosing(outputs):
             async for output in outputs:
                 guard_output(output, sampling_params)
                 yield output
 
+    def _cap_thinking(self, params: SamplingParams, key: Key | None) -> None:
+        """What the server, or the key, lets a chain cost at most; after the cut the model answers."""
+        caps = [cap for cap in (self._max_thinking, key.max_thinking_tokens if key else None) if cap is not None]
+        if caps and self.has_thinking_budgets:
+            given = params.thinking_token_budget
+            params.thinking_token_budget = min([*caps, *([] if given is None or given < 0 else [given])])
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Of a pass: a request that was admitted is never refused between its passes. The wire counts requests."""
+
+    def _check_queue(self) -> None:
+        """Of a request: vLLM's bound on the tokens that wait to be read."""
+        most, waiting = self.scheduler_config.max_num_queued_tokens, self.get_num_queued_tokens()
+        if most is not None and waiting >= most:
+            self._record_admission_rejection("max_num_queued_tokens")
+            self.refuse(OverloadedError(f"{waiting} tokens of prompts wait to be read, of at most {most}.", "queued_tokens", 1))
+
+    @staticmethod
+    def refuse(error: OverloadedError) -> NoReturn:
+        """End the request with this error, whatever route it came by."""
+        if record := current.get():
+            record.refusal = error
+        raise GracefulHTTPError(error.message, HTTPStatus(error.status))
+
     def run(self, prompt: Any, params: SamplingParams, request_id: str, **options: Any) -> AsyncGenerator[RequestOutput, None]:
         """One engine request, as plain vLLM runs it."""
         return super().generate(prompt, params, request_id, **options)
+
+    async def _plain(
+        self, prompt: Any, token_ids: list[int], params: SamplingParams, request_id: str, options: dict[str, Any],
+        record: Record | None,
+    ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
+        """As plain vLLM answers; only counted."""
+        if record is not None:
+            record.arrived(len(token_ids))
+        async with aclosing(self.run(prompt, params, request_id, **options)) as outputs:
+            async for output in outputs:
+                if record is not None:
+                    record.generated_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+                yield output
 
     async def _routed(self, question: Question, record: Record) -> AsyncGenerator[RequestOutput, None]:
         """The mode's own way. Raises for a second prompt beside the first: one request has one route."""
@@ -168,8 +240,9 @@ class HybridEngine(AsyncLLM):
             raise VLLMValidationError("A mode takes one prompt a request. Send the prompts one by one.", parameter="prompt")
         record.is_running = True
         ask, params = record.ask, question.params
-        if ask.thinking_budget is not None and self.has_thinking_budgets and params.thinking_token_budget is None:
-            params.thinking_token_budget = ask.thinking_budget
+        if ask.thinking_budget is not None and self.has_thinking_budgets:
+            given = params.thinking_token_budget
+            params.thinking_token_budget = ask.thinking_budget if given is None else min(given, ask.thinking_budget)
         mode, run = modes.registered()[ask.mode], Passes(self, question, record)
         if not record.escalated:
             record.arrived(len(question.token_ids))

@@ -153,8 +153,10 @@ async def start_engine(
             layout.token_ids(tokenizer),
             settings.router(bundle.manifest if bundle else None),
             metrics,
-            num_latents=settings.num_latent_tokens,
+            num_latents=settings.num_latents,
             shadow_share=settings.shadow_share,
+            long_slots=settings.long_slots,
+            max_thinking_tokens=settings.max_thinking_tokens,
         )
         await engine.reset_mm_cache()
         yield engine

@@ -19,7 +19,7 @@ class Admission:
 
     def __init__(self, capacity: int, queue: int) -> None:
         """`capacity`: answers that the engine writes at once; `queue`: as many more may wait."""
-        self.capacity, self._most = capacity, capacity + queue
+        self.capacity, self.most = capacity, capacity + queue
         self.in_flight = 0
         self.is_draining = False
         self._seconds = 1.0  # that an answer takes, of late
@@ -29,7 +29,7 @@ class Admission:
     @property
     def load(self) -> float:
         """Share of the room that is taken."""
-        return self.in_flight / self._most
+        return self.in_flight / self.most
 
     @contextmanager
     def admit(self, answers: int) -> Iterator[None]:
@@ -37,9 +37,9 @@ class Admission:
         while the server drains."""
         if self.is_draining:
             raise UnavailableError("The server is shutting down. Send the request to another one, or again.", "draining", 1)
-        if self.in_flight + answers > self._most:
+        if self.in_flight + answers > self.most:
             raise OverloadedError(
-                f"The server is full: {self.in_flight} answers run or wait, of at most {self._most}. Try again later.",
+                f"The server is full: {self.in_flight} answers run or wait, of at most {self.most}. Try again later.",
                 "queue_full", self.retry_after,
             )  # fmt: skip
         self.in_flight += answers

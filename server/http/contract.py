@@ -28,7 +28,9 @@ _EFFORT = {
     "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
     "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
 }  # fmt: skip
-_OWN_FIELDS = ("mode", "num_latent_tokens", "router")
+_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "timeout_seconds")
+_MAX_ANSWERS = 128  # of one request, as OpenAI's
+_MAX_ID = 128
 _ALIKE = 0.7  # of a field's name to one of ours
 _OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "prompt_logprobs", "response_format")
 _NO_QUESTION = (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True))
@@ -45,12 +47,14 @@ class Terms:
     """Names that the chat template reads; None: any are taken."""
     known_fields: Mapping[str, Collection[str]] = field(default_factory=dict)
     """By path: the fields that vLLM reads."""
+    reasoning_content: bool = False
+    """Thinking text is repeated as `reasoning_content`."""
 
 
 def parse(raw: bytes) -> Any:
     """The body as JSON; None where it is none, which vLLM's error says best."""
     try:
-        return json.loads(raw, parse_constant=_refuse_number, parse_float=_finite)
+        return json.loads(raw, parse_constant=_refuse_number, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError:
         raise BadRequestError("The body is nested too deeply.") from None
     except ValueError:
@@ -67,6 +71,15 @@ def encode(body: Any) -> bytes:
         raise BadRequestError("The body has half of a surrogate pair in a string: no text contains that.") from None
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> Body:
+    """An object. One that says something twice is read in two ways by two readers."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if sum(name == other for other, _ in pairs) > 1)
+        raise BadRequestError(f"The body says {twice[:80]!r} twice in one object.", twice[:80])
+    return found
+
+
 def _refuse_number(text: str) -> NoReturn:
     raise BadRequestError(f"{text} is not accepted: numbers in JSON are finite.")
 
@@ -76,9 +89,9 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _refuse_number(text)
 
 
-def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask | None:
-    """What the request wants; its fields are taken out of the body. None where there is nothing to choose: a raw completion, a
-    message that is continued. Raises `BadRequestError`."""
+def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
+    """What the request wants; its fields are taken out of the body. `Ask.plain()` where there is nothing to choose: a raw
+    completion, a message that is continued. Raises `BadRequestError`."""
     refuse_unsupported(body, terms.template_kwargs)
     _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path == ROUTE_PATH else path))
     wish = take_wish(body, header)
@@ -89,12 +102,12 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask | N
         for name, value in (("num_latent_tokens", num_latents), ("router", body.get("router"))):
             if value is not None:
                 raise BadRequestError(f"{name} needs a mode here: a raw completion has none.", name)
-        return None
+        return Ask.plain()
     for name, value in _NO_QUESTION:
         given = body.get(name)
         if isinstance(given, int | bool) and bool(given) is value:
             if wish.named in (None, Mode.EXPLICIT) and "router" not in body and path != ROUTE_PATH:
-                return None
+                return Ask.plain()
             what = f"mode={wish.named}" if wish.named else "routing"
             raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
     mode = wish.mode(terms)
@@ -108,6 +121,36 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask | N
         mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
         only_route=path == ROUTE_PATH,
     )  # fmt: skip
+
+
+def take_seconds(body: Body, most: float) -> float:
+    """What the answer may take: the field `timeout_seconds`, taken out of the body, within what the server allows."""
+    given = body.pop("timeout_seconds", None)
+    if given is None:
+        return most
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < math.inf:
+        raise BadRequestError("timeout_seconds must be a number above 0.", "timeout_seconds")
+    return min(float(given), most)
+
+
+def count_answers(body: Body) -> int:
+    """How many answers a request is for: `n` of each of its prompts. What is no number is vLLM's to refuse."""
+    prompts = body.get("prompt")
+    answers = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    n = given if isinstance(given := body.get("n"), int) and given > 0 else 1
+    if answers * n > _MAX_ANSWERS:
+        what = f"n={n}" if answers == 1 else f"{answers} prompts with n={n}"
+        raise BadRequestError(f"A request may ask for at most {_MAX_ANSWERS} answers, not {what}.", "n" if n > 1 else "prompt")
+    return answers * n
+
+
+def check_id(value: object, name: str) -> str | None:
+    """A client's id of its request, which is repeated in answers and logs."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > _MAX_ID or not (value.isascii() and value.isprintable()):
+        raise BadRequestError(f"{name} must be a string of at most {_MAX_ID} printable ASCII characters.", name)
+    return value or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-MESSAGES_PATH, REASON_HEADER = "/v1/messages", "X-Reject-Reason"
+MESSAGES_PATH, RESPONSES_PATH, REASON_HEADER = "/v1/messages", "/v1/responses", "X-Reject-Reason"
 
 
 class LatentserveError(Exception):
@@ -38,6 +38,15 @@ class LatentserveError(Exception):
         if path.startswith(MESSAGES_PATH):
             return {"type": "error", "error": error}
         return {"error": error | {"param": self.param, "code": self.status}}
+
+    def event(self, path: str) -> bytes:
+        """As the last event of a stream."""
+        if path.startswith(MESSAGES_PATH):
+            return b"event: error\ndata: " + json.dumps(self.content(path)).encode() + b"\n\n"
+        if path.startswith(RESPONSES_PATH):
+            error = {"type": "error", "code": str(self.status), "message": self.message, "param": self.param}
+            return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
+        return b"data: " + json.dumps(self.content(path)).encode() + b"\n\ndata: [DONE]\n\n"
 
     def response(self, path: str = "") -> Response:
         """In ASCII: it may quote what UTF-8 cannot encode."""

@@ -6,163 +6,130 @@ not, and an upgrade of vLLM does not touch it.
 """
 
 import asyncio
-import logging
 import time
 import uuid
-from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http import contract
+from server.http.admission import Admission
+from server.http.body import read_body
+from server.http.client import Client
 from server.http.contract import CHAT_PATH, GENERATING_PATHS, MODE_HEADER, ROUTE_PATH, Terms
-from server.http.errors import LatentserveError
+from server.http.errors import DeadlineError, LatentserveError
+from server.http.keys import client_key
+from server.http.quotas import Quotas
 from server.http.writer import RouteWriter, failure_of
-from server.observe.decision_log import DecisionLog
-from server.observe.metrics import Metrics
-from server.observe.record import Ask, Record, current
+from server.observe.observers import Observers
+from server.observe.record import Record, current
 from server.observe.tracing import Trace
 
-logger = logging.getLogger("vllm.latentserve.requests")
-_ID_HEADER = "x-request-id"
-_MAX_ID = 128
+ID_HEADER = "x-request-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a request may cost the server before, and while, it is answered."""
+
+    body_mib: int
+    client_seconds: float
+    """For a body to come."""
+    answer_seconds: float
 
 
 class ReasoningModes:
-    """Reads what a request asks for, makes its `Record` known to the engine, and writes the route into the response."""
+    """Reads what a request asks for, admits it, tells the engine by its `Record`, and writes the route into the response."""
 
-    def __init__(
-        self, app: ASGIApp, terms: Terms, metrics: Metrics, reasoning_content: bool = False, log: DecisionLog | None = None,
-        log_requests: bool = False, trace: bool = False,
-    ) -> None:  # fmt: skip
-        self._app, self._terms, self._metrics, self._reasoning_content = app, terms, metrics, reasoning_content
-        self._log, self._log_requests, self._trace = log, log_requests, trace
+    def __init__(self, app: ASGIApp, terms: Terms, bounds: Bounds, admission: Admission, observers: Observers) -> None:
+        self._app, self._terms, self._bounds, self._admission, self._observers = app, terms, bounds, admission, observers
+        self._quotas = Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
             return await self._app(scope, receive, send)
         received, path, headers = time.perf_counter(), get_route_path(scope), Headers(scope=scope)
-        raw = await _read_body(receive)
-        if raw is None:
-            return None  # the client left
-        trace = Trace(path, headers, received) if self._trace and path in GENERATING_PATHS else None
+        trace = Trace(path, headers, received) if self._observers.trace and path in GENERATING_PATHS else None
         try:
+            raw = await read_body(headers, receive, self._bounds.body_mib, self._bounds.client_seconds)
+            if raw is None:
+                return None  # the client left
             body = contract.parse(raw)
-            ask = self._ask(path, body, headers)
-            client = _Client(raw if body is None else contract.encode(body), receive)
+            if path not in GENERATING_PATHS or not isinstance(body, dict):  # vLLM's error says what a body should be
+                return await self._pass_on(scope, raw, body, receive, send)
+            given = contract.check_id(headers.get(ID_HEADER) or body.get("request_id"), ID_HEADER)
+            answers, seconds = contract.count_answers(body), contract.take_seconds(body, self._bounds.answer_seconds)
+            ask = contract.read_ask(path, body, headers.get(MODE_HEADER), self._terms)
+            key = client_key.get()
+            quota = self._quotas.enter(key) if key else None
+            with self._admission.admit(answers):
+                client = Client(contract.encode(body), receive, seconds)
+                record = Record(ask, started=received, request_id=given or uuid.uuid4().hex, quota=quota)
+                # With an id in any case: a second run of the request would have another one.
+                changed = {"content-length": str(len(client.body)), ID_HEADER: record.request_id}
+                if trace:
+                    record.trace_id = trace.id
+                    changed |= trace.headers()
+                await self._answer(record, _changed(scope, path, changed), client, send, trace, body)
         except LatentserveError as error:
             if path in GENERATING_PATHS:
-                self._metrics.failed(None, failure_of(error.status))
+                self._observers.metrics.failed(None, failure_of(error.status))
             if trace:
                 trace.refuse(error.status, failure_of(error.status))
             return await error.response(path)(scope, receive, send)
-        changed = [(b"content-length", str(len(client.body)).encode())]
-        if path == ROUTE_PATH:  # a chat completion up to the decision
-            chat = scope["path"].removesuffix(ROUTE_PATH) + CHAT_PATH
-            scope = dict(scope, path=chat, raw_path=chat.encode())
-        if ask is None:
-            return await self._app(_with_headers(scope, changed), client.receive, send)
-        given = headers.get(_ID_HEADER) or body.get("request_id")
-        record = Record(ask, started=received, request_id=str(given or uuid.uuid4().hex)[:_MAX_ID])
-        if not given:  # or a second run of the request would have another id
-            changed.append((_ID_HEADER.encode(), record.request_id.encode()))
-        if trace:
-            record.trace_id = trace.id
-            changed += trace.headers()
-        return await self._answer(record, _with_headers(scope, changed), client, send, trace, body)
 
-    def _ask(self, path: str, body: Any, headers: Headers) -> Ask | None:
-        if not isinstance(body, dict):
-            return None  # vLLM's error says what it should be
-        if path in GENERATING_PATHS:
-            return contract.read_ask(path, body, headers.get(MODE_HEADER), self._terms)
-        contract.refuse_unsupported(body, self._terms.template_kwargs)
-        return None
+    async def _pass_on(self, scope: Scope, raw: bytes, body: Any, receive: Receive, send: Send) -> None:
+        """What generates nothing."""
+        if isinstance(body, dict):
+            contract.refuse_unsupported(body, self._terms.template_kwargs)
+        client = Client(raw if body is None else contract.encode(body), receive, self._bounds.answer_seconds)
+        await self._app(_changed(scope, get_route_path(scope), {"content-length": str(len(client.body))}), client.receive, send)
+
+    async def _run(self, scope: Scope, client: Client, receive: Receive, writer: RouteWriter) -> None:
+        work = asyncio.ensure_future(self._app(scope, receive, writer))
+        try:
+            await client.until_left(work)
+        except DeadlineError as error:
+            await writer.fail(error)
+        finally:
+            await client.stop(work)
 
     async def _answer(
-        self, record: Record, scope: Scope, client: "_Client", send: Send, trace: Trace | None, body: contract.Body
+        self, record: Record, scope: Scope, client: Client, send: Send, trace: Trace | None, body: contract.Body
     ) -> None:
         token = current.set(record)
-        writer = RouteWriter(send, record, self._reasoning_content)
+        writer = RouteWriter(send, record, get_route_path(scope), self._terms.reasoning_content)
         try:
-            await client.until_left(self._app(scope, client.receive, writer))
-            if record.restarts:
+            await self._run(scope, client, client.receive, writer)
+            if record.restarts and record.failure is None:
                 await writer.restart()
-                await client.until_left(self._app(scope, client.replayed(), writer))
+                await self._run(scope, client, client.replayed(), writer)
         finally:
+            await record.close()
             current.reset(token)
             record.ended = time.perf_counter()
+            if record.quota:
+                record.quota.settle(
+                    record.prompt_tokens, record.thinking_tokens, record.generated_tokens + record.discarded_tokens
+                )
             if not writer.is_complete:
                 record.failure = "client_left" if client.has_left else "engine"
             if trace:
                 trace.end(record)
             if not record.ask.only_route:
-                self._write_down(record, Headers(scope=scope).get("authorization"), body)
-
-    def _write_down(self, record: Record, key: str | None, body: contract.Body) -> None:
-        if record.failure:
-            self._metrics.failed(record.ask.mode, record.failure)
-        else:
-            self._metrics.answered(record, key)
-        if self._log:
-            self._log.write(record, body.get("messages") or body.get("input"))
-        if self._log_requests:
-            logger.info("request", extra=record.line())
+                key, messages = Headers(scope=scope).get("authorization"), body.get("messages") or body.get("input")
+                self._observers.write_down(record, key, messages)
 
 
-def _with_headers(scope: Scope, headers: list[tuple[bytes, bytes]]) -> Scope:
-    """The scope with these headers instead of those that it may have by their names."""
-    names = {name for name, _ in headers}
-    return dict(scope, headers=[*(header for header in scope["headers"] if header[0] not in names), *headers])
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    chunks = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(chunks)
-
-
-class _Client:
-    """The request's body, replayed, and one watch for the client leaving, however many layers ask for it."""
-
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self.body = body
-        self._is_read = False
-        self._gone = asyncio.ensure_future(self._watch(receive))
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    @property
-    def has_left(self) -> bool:
-        return self._gone.done()
-
-    async def receive(self) -> Message:
-        if not self._is_read:
-            self._is_read = True
-            return {"type": "http.request", "body": self.body, "more_body": False}
-        await asyncio.shield(self._gone)
-        return {"type": "http.disconnect"}
-
-    def replayed(self) -> Receive:
-        """The same request once more."""
-        self._is_read = False
-        return self.receive
-
-    async def until_left(self, work: Awaitable[None]) -> None:
-        """Stop the work as soon as nobody waits for it."""
-        task = asyncio.ensure_future(work)
-        await asyncio.wait((task, self._gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        else:
-            task.result()
+def _changed(scope: Scope, path: str, headers: dict[str, str]) -> Scope:
+    """The scope with these headers instead of those that it may have by their names; `/v1/route` as a chat completion."""
+    names = {name.encode() for name in headers}
+    kept = [header for header in scope["headers"] if header[0] not in names]
+    scope = dict(scope, headers=[*kept, *((name.encode(), value.encode("latin-1")) for name, value in headers.items())])
+    if path == ROUTE_PATH:
+        chat = scope["path"].removesuffix(ROUTE_PATH) + CHAT_PATH
+        scope |= {"path": chat, "raw_path": chat.encode()}
+    return scope

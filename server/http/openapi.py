@@ -40,6 +40,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "anyOf": [{"type": "integer", "minimum": 1, "maximum": max(1, max_latents)}, {"const": "auto"}],
             "description": "Latents that stand in for the chain; auto: as few as are expected to suffice.",
         },
+        "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "description": "The answer's deadline."},
         "router": {"$ref": "#/components/schemas/RouterOptions"},
     }
 

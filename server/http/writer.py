@@ -9,6 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
 from server.http.contract import MODE_HEADER, SCORE_HEADER, Body
+from server.http.errors import LatentserveError
 from server.observe.record import Record
 
 _FAILURES = {400: "invalid", 401: "denied", 403: "denied", 404: "not_found", 429: "overloaded", 504: "deadline"}
@@ -28,11 +29,12 @@ def failure_of(status: int) -> str:
 class RouteWriter:
     """Holds the response's start back until the engine has decided, then adds headers and the `route` object."""
 
-    def __init__(self, send: Send, record: Record, reasoning_content: bool) -> None:
-        self._send, self._record, self._reasoning_content = send, record, reasoning_content
+    def __init__(self, send: Send, record: Record, path: str, reasoning_content: bool) -> None:
+        self._send, self._record, self._path, self._reasoning_content = send, record, path, reasoning_content
         self._start: Message | None = None
         self._is_stream = False
         self._is_second = False
+        self._has_begun = self._has_failed = False
         self.is_complete = False
         self._first_event = b""
         self._body = b""
@@ -45,9 +47,23 @@ class RouteWriter:
         event["route"] = self._record.public() | {"restart": True}
         await self._send({"type": "http.response.body", "body": b"data: " + _dumped(event) + b"\n\n", "more_body": True})
 
+    async def fail(self, error: LatentserveError) -> None:
+        """Say why there will be no answer, or no more of it, in the protocol of the request. What follows is dropped."""
+        self._record.status, self._record.failure = error.status, failure_of(error.status)
+        self.is_complete = self._has_failed = True
+        if self._has_begun:
+            if self._is_stream:
+                await self._send({"type": "http.response.body", "body": error.event(self._path)})
+            return
+        response = error.response(self._path)
+        await self._send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
+        await self._send({"type": "http.response.body", "body": response.body})
+
     async def __call__(self, message: Message) -> None:
-        if self._record.restarts or (self._is_second and message["type"] == "http.response.start"):
-            return  # the end of a void answer, and the start that the client has
+        if self._record.refusal and not self._has_begun and not self._has_failed:
+            await self.fail(self._record.refusal)
+        if self._has_failed or self._record.restarts or (self._is_second and message["type"] == "http.response.start"):
+            return  # after an error of ours; the end of a void answer, and the start that the client has
         if message["type"] == "http.response.start":
             self._start, self._record.status = message, message["status"]
             if message["status"] != 200:
@@ -95,7 +111,7 @@ class RouteWriter:
             headers[SCORE_HEADER] = f"{self._record.score:.4f}"
         if content_length is not None:
             headers["content-length"] = str(content_length)
-        start, self._start = self._start, None
+        start, self._start, self._has_begun = self._start, None, True
         await self._send(start)
 
     def _answer(self, content: Body) -> MutableMapping[str, Any]:
@@ -109,6 +125,8 @@ class RouteWriter:
         """The event with the route in it, if it is one of the last."""
         is_last = any(mark in event for mark in _LAST)
         repeats = self._reasoning_content and b'"reasoning":"' in event
+        if self._record.ask.is_plain:
+            return event
         if not (is_last or repeats) or b"data: {" not in event:
             return event
         head, _, data = event.partition(b"data: ")

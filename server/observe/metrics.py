@@ -98,11 +98,19 @@ class Metrics:
         self._checks = Counter(
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
         )
+        self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
+        self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
+        self._capacity = Gauge("latentserve_requests_capacity", "Answers that are admitted at most: more are refused with 429.")
+        self._demotions = Counter(
+            "latentserve_demotions", "Answers of mode auto that were not thought through in text, by what stood in the way.",
+            ["reason"],
+        )  # fmt: skip
         self._drift = Gauge(
             "latentserve_router_drift_psi", "Population stability index of the router's scores; NaN until there are a hundred."
         )
         self._waiting = Gauge(
-            "latentserve_requests_waiting", "Requests that wait for room for latents, before the engine's own queue."
+            "latentserve_requests_waiting",
+            "Requests that wait for room for latents, or for a long chain, before the engine's queue.",
         )
         self._shadows = Counter(
             "latentserve_shadows", "Answers of auto compared with another mode's, by both modes and outcome.",
@@ -114,6 +122,12 @@ class Metrics:
             ["mode"],
         )
 
+    def lost_line(self) -> None:
+        self._lost_lines.inc()
+
+    def demoted(self, reason: str) -> None:
+        self._demotions.labels(reason).inc()
+
     def watch_drift(self, psi: Callable[[], float | None]) -> None:
         """`psi` is asked at each scrape."""
 
@@ -122,6 +136,10 @@ class Metrics:
             return math.nan if value is None else value
 
         self._drift.set_function(current)
+
+    def watch_admission(self, in_flight: Callable[[], float], capacity: int) -> None:
+        self._in_flight.set_function(in_flight)
+        self._capacity.set(capacity)
 
     def watch_queue(self, waiting: Callable[[], float]) -> None:
         self._waiting.set_function(waiting)

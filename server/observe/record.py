@@ -4,15 +4,18 @@ The wire makes both. The engine writes its part through `arrived`, `decided`, `g
 the response left and what became of it. Headers, the `route` object, metrics, spans and logs read the record.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from router.policy import Decision, Mode, NumLatents, Policy, Scores
 from router.router import Options
+from server.http.errors import LatentserveError
+from server.http.quotas import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,15 @@ class Ask:
     names_temperature: bool = False
     only_route: bool = False
     """Read and decide, and generate nothing (`/v1/route`)."""
+
+    @classmethod
+    def plain(cls) -> "Ask":
+        """Of requests that are vLLM's alone: no mode, no route."""
+        return cls("")
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.mode
 
 
 @dataclass(slots=True)
@@ -80,6 +92,12 @@ class Record:
     """Of HTTP."""
     failure: str | None = None
     """What came instead of an answer."""
+    quota: Quota | None = None
+    """Of the client's key; None where keys have no limits."""
+    outputs: list[AsyncGenerator[Any, None]] = field(default_factory=list)
+    """That the engine gives for this request."""
+    refusal: LatentserveError | None = None
+    """Why the engine's side would not answer, where a status and headers of our own must say it."""
 
     @property
     def mode(self) -> Mode | None:
@@ -120,6 +138,14 @@ class Record:
         self.escalated, self.discarded_tokens, self.generated_tokens = True, self.generated_tokens, 0
         self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
         self.decided(decision, latent_tokens)
+
+    async def close(self) -> None:
+        """End what the engine still does for this request. Whoever was cancelled while it wrote to a client leaves the engine's
+        outputs to the garbage collector, and permits with them."""
+        for outputs in self.outputs:
+            with contextlib.suppress(RuntimeError):  # somebody reads them still, and ends them
+                await outputs.aclose()
+        self.outputs.clear()
 
     def timeline(self) -> Iterator[tuple[str, float, float]]:
         """(stage, start, end). One stage follows the other, so where a stage was not, it has no length."""

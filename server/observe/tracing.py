@@ -36,11 +36,11 @@ class Trace:
     def id(self) -> str:
         return format_trace_id(self._span.get_span_context().trace_id)
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> dict[str, str]:
         """What makes the spans of those who get it children of ours."""
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, self._context)
-        return [(name.encode(), value.encode()) for name, value in carrier.items()]
+        return carrier
 
     def end(self, record: Record) -> None:
         for stage, start, end in record.timeline():

@@ -183,7 +183,7 @@ def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
     tmp_path: Path, broken_bundle: Path, asked: list[Question]
 ) -> None:
     """With the intervals that we ship: latents that are not finite, a queue that grows, a server that was killed."""
-    flags = ("--bundle", str(broken_bundle), "--max-num-seqs", "2")
+    flags = ("--bundle", str(broken_bundle), "--max-num-seqs", "2", "--max-num-queued-reqs", "1000", "--long-slots", "1000")
     with (
         ThreadPoolExecutor(400) as pool,
         running_server(tmp_path / "log.txt", *flags, when="/health") as target,

@@ -183,6 +183,22 @@ def test_the_number_of_latents_can_be_chosen(client: openai.OpenAI, asked: list[
             ask(client, asked[0], "latent", extra_body={"num_latent_tokens": count})
 
 
+def test_as_few_latents_as_suffice(client: openai.OpenAI, asked: list[Question]) -> None:
+    """Easy questions get fewer than hard ones, and what was expected of each number stands in the route."""
+    easy, hard = ([q for q in asked if low <= q.steps <= high][:8] for low, high in ((1, 1), (7, 8)))
+    chosen = {}
+    for name, some in (("easy", easy), ("hard", hard)):
+        routes = [ask(client, question, "latent", extra_body={"num_latent_tokens": "auto"}).route for question in some]
+        chosen[name] = sum(route["latent_tokens"] for route in routes) / len(routes)
+        for route in routes:
+            expected = {int(number): correct for number, correct in route["latent_by_n"].items()}
+            enough = [number for number, correct in expected.items() if correct >= route["scores"]["latent"] - 0.005]
+            assert route["latent_tokens"] == min([*enough, NUM_LATENTS])
+    assert chosen["easy"] < chosen["hard"] <= NUM_LATENTS
+    with pytest.raises(openai.BadRequestError, match='whole number, or "auto"'):
+        ask(client, easy[0], "latent", extra_body={"num_latent_tokens": "few"})
+
+
 def test_aliases_headers_and_precedence(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
     assert {"demo", *(f"demo:{mode}" for mode in (*MODES, "auto"))} == {model.id for model in client.models.list()}
     messages: Any = [{"role": "user", "content": asked[0].question}]

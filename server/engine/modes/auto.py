@@ -14,6 +14,7 @@ from server.engine.modes import ReasoningMode
 from server.engine.passes import Passes, finite
 from server.engine.work import Verdict
 
+_CROWDED = 0.75  # share of the server's room from which on nothing is thought through in text
 _CHECKED_TOKENS = 64  # of a cheap answer; a stream waits for them
 
 
@@ -28,6 +29,8 @@ class Auto(ReasoningMode):
         if known is not None and math.isfinite(known):
             router.drift.add(known)
         decision = run.record.policy.decide(verdict.scores, limits)
+        if run.engine.load() >= _CROWDED:
+            decision = run.demoted(decision, "load") if decision.mode.thinks_in_text else replace(decision, check=False)
         # Several answers have no one confidence.
         return replace(decision, check=False) if run.question.params.n > 1 else decision
 
@@ -60,6 +63,8 @@ class Auto(ReasoningMode):
                 if unchecked > 0 and choice.logprobs:
                     record.confidence = min(record.confidence, least_certain(choice.logprobs[:unchecked]))
                     decision = policy.check(record.scores, record.confidence, limits)
+                    if decision.mode.thinks_in_text and (reason := run.may_not_think()):
+                        decision, unchecked = run.demoted(decision, reason.reason), 0
                     if decision.mode.thinks_in_text:
                         run.escalate(decision)
                         return

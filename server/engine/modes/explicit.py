@@ -1,6 +1,7 @@
 """Thinking in text, as the model was trained to."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from vllm.outputs import RequestOutput
 
@@ -12,6 +13,11 @@ from server.engine.passes import Passes
 class Explicit(ReasoningMode):
     name, arm = "explicit", Mode.EXPLICIT
 
-    def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
-        run.decide(requested(self.arm, Scores()))
-        return run.answer()
+    async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
+        if run.must_predict:
+            async with run.reading():
+                pass  # the latents that a network computes beside are dropped
+        run.decide(run.predicted(requested(self.arm, Scores())))
+        async with aclosing(run.answer()) as outputs:
+            async for output in outputs:
+                yield output

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from router.policy import Mode
-from server.http.contract import Terms, encode, parse, read_ask, refuse_unsupported, take_wish
+from server.http.contract import (
+    Terms,
+    check_id,
+    count_answers,
+    encode,
+    parse,
+    read_ask,
+    refuse_unsupported,
+    take_seconds,
+    take_wish,
+)
 from server.http.errors import BadRequestError
 
 
@@ -145,7 +155,7 @@ def test_what_cannot_be_combined_is_refused(path: str, body: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("field", [{"add_generation_prompt": 0}, {"continue_final_message": True}, {"use_beam_search": 1}])
 def test_where_there_is_nothing_to_choose_vllm_answers_alone(field: dict[str, Any]) -> None:
-    assert read_ask("/v1/chat/completions", field, None, Terms()) is None
+    assert read_ask("/v1/chat/completions", field, None, Terms()).is_plain
 
 
 @pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}'])
@@ -165,3 +175,35 @@ def test_what_is_sent_on_is_utf8() -> None:
         encode(parse(b'{"a": "\\ud800"}'))
     response = BadRequestError("Half: \ud800", "\ud800").response()
     assert json.loads(response.body)["error"]["param"] == "\ud800"
+
+
+@pytest.mark.parametrize("value", ["x" * 129, "a\nb", "été", 3, ["x"]])
+def test_ids_that_cannot_be_repeated(value: object) -> None:
+    with pytest.raises(BadRequestError, match="128 printable ASCII"):
+        check_id(value, "x-request-id")
+
+
+def test_ids() -> None:
+    assert (check_id(None, "x"), check_id("", "x"), check_id("abc 1", "x")) == (None, None, "abc 1")
+
+
+@pytest.mark.parametrize(
+    ("body", "answers"),
+    [
+        ({}, 1),
+        ({"n": 4}, 4),
+        ({"prompt": ["a", "b"], "n": 3}, 6),
+        ({"prompt": [1, 2]}, 1),
+        ({"prompt": [[1], [2]]}, 2),
+        ({"n": "x"}, 1),
+    ],
+)
+def test_a_request_counts_as_many_as_its_answers(body: dict[str, Any], answers: int) -> None:
+    assert count_answers(body) == answers
+
+
+def test_a_deadline_is_capped_by_the_servers() -> None:
+    body = {"timeout_seconds": 5, "x": 1}
+    assert (take_seconds(body, 600.0), body) == (5.0, {"x": 1})
+    assert take_seconds({"timeout_seconds": 5000}, 600.0) == 600.0
+    assert take_seconds({}, 600.0) == 600.0

@@ -1,0 +1,118 @@
+"""What each key may use: requests, tokens and thinking tokens a minute, answers in text at once, amplification.
+
+A chain's cost is known when it has been written, and then it is too late. So thinking tokens are reserved by what the probe
+predicts, before anything is written, and settled with what they came to (SYSTEMS: defence against overthinking attacks,
+2602.00154, whose attackers use the same predictor).
+"""
+
+import math
+import time
+from collections import Counter
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from server.http.errors import OverloadedError
+from server.http.keys import Key
+
+_HOUR = 3600
+_ENOUGH = 2000  # generated tokens of an hour, below which nobody is called an amplifier
+
+
+class Quotas:
+    """Counters of all keys, in this process: with several replicas each has its own, so divide the limits."""
+
+    def __init__(self) -> None:
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._thinking: Counter[str] = Counter()
+
+    def enter(self, key: Key) -> "Quota":
+        """A request of this key begins. Raises `OverloadedError` where a limit is reached, with which and when it frees."""
+        quota = Quota(key, self._limiter, self._thinking)
+        quota.enter()
+        return quota
+
+
+class Quota:
+    """Of one request."""
+
+    def __init__(self, key: Key, limiter: FixedWindowRateLimiter, thinking: "Counter[str]") -> None:
+        self.key, self._limiter, self._thinking = key, limiter, thinking
+        self._reserved, self._resets = 0, 0.0
+        self._is_thinking = False
+
+    def enter(self) -> None:
+        for name, most, cost in (
+            ("requests_per_minute", self.key.requests_per_minute, 1),
+            ("tokens_per_minute", self.key.tokens_per_minute, 0),
+        ):
+            if most is None:
+                continue
+            if not self._limiter.test(RateLimitItemPerMinute(most), self.key.name, name, cost=max(1, cost)):
+                raise self._exceeded(name, most)
+            if cost:
+                self._limiter.hit(RateLimitItemPerMinute(most), self.key.name, name, cost=cost)
+
+    def reserve(self, tokens: float) -> OverloadedError | None:
+        """Room for an answer that is thought through in text, with so many tokens predicted; else what stands in its way."""
+        key, most = self.key, self.key.thinking_tokens_per_minute
+        if self._is_thinking:
+            return None
+        if key.concurrent_explicit is not None and self._thinking[key.name] >= key.concurrent_explicit:
+            return OverloadedError(
+                f"{self._thinking[key.name]} answers of this key are being thought through in text, of at most "
+                f"{key.concurrent_explicit}.", "concurrent_explicit", 1,
+            )  # fmt: skip
+        if key.max_amplification is not None and self._amplification() > key.max_amplification:
+            return OverloadedError(
+                f"This key's answers were more than {key.max_amplification:g} times as long as its prompts in the last hour.",
+                "max_amplification", self._seconds_left("generated", _HOUR),
+            )  # fmt: skip
+        if most is not None:
+            cost = min(most, max(1, math.ceil(tokens)))  # what is longer than the whole limit waits for all of it
+            if not self._limiter.test(RateLimitItemPerMinute(most), key.name, "thinking_tokens_per_minute", cost=cost):
+                return self._exceeded("thinking_tokens_per_minute", most)
+            self._count("thinking_tokens_per_minute", most, cost)
+            self._reserved, self._resets = self._reserved + cost, self._reset("thinking_tokens_per_minute", most)
+        self._is_thinking = True
+        self._thinking[key.name] += 1
+        return None
+
+    def settle(self, prompt_tokens: int, thinking_tokens: int, generated_tokens: int) -> None:
+        """The request has ended: what was reserved becomes what it came to."""
+        if self._is_thinking:
+            self._thinking[self.key.name] -= 1
+        if self._is_thinking and (most := self.key.thinking_tokens_per_minute) is not None:
+            is_same_minute = self._reset("thinking_tokens_per_minute", most) == self._resets
+            rest = thinking_tokens - self._reserved
+            # What was reserved in a minute that is over is no credit for this one.
+            self._count("thinking_tokens_per_minute", most, rest if is_same_minute else max(0, rest))
+        if self.key.tokens_per_minute is not None:
+            self._count("tokens_per_minute", self.key.tokens_per_minute, prompt_tokens + generated_tokens)
+        if self.key.max_amplification is not None:
+            storage = self._limiter.storage
+            storage.incr(f"{self.key.name}/prompt", _HOUR, prompt_tokens)
+            storage.incr(f"{self.key.name}/generated", _HOUR, generated_tokens)
+        self._reserved, self._is_thinking = 0, False
+
+    def _count(self, name: str, most: int, tokens: int) -> None:
+        item = RateLimitItemPerMinute(most)
+        if tokens:
+            self._limiter.storage.incr(item.key_for(self.key.name, name), item.get_expiry(), tokens)
+
+    def _amplification(self) -> float:
+        get = self._limiter.storage.get
+        generated = get(f"{self.key.name}/generated")
+        return generated / max(1, get(f"{self.key.name}/prompt")) if generated >= _ENOUGH else 0.0
+
+    def _exceeded(self, name: str, most: int) -> OverloadedError:
+        seconds = max(1, math.ceil(self._reset(name, most) - time.time()))
+        what = name.replace("_", " ").replace(" per minute", " a minute")
+        return OverloadedError(f"This key may use {most} {what}. The limit frees in {seconds} seconds.", name, seconds)
+
+    def _reset(self, name: str, most: int) -> float:
+        return self._limiter.get_window_stats(RateLimitItemPerMinute(most), self.key.name, name).reset_time
+
+    def _seconds_left(self, counter: str, most: int) -> int:
+        return max(1, min(most, math.ceil(self._limiter.storage.get_expiry(f"{self.key.name}/{counter}") - time.time())))
