@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit soak balancers free-port clean
+.PHONY: serve test lint types unit lifecycle soak balancers free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -33,6 +33,10 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest
+
+# How a server's processes end, whoever ends them: two minutes.
+lifecycle: $(STAMP)
+	$(BIN)/pytest -o addopts= -q tests/long/lifecycle.py
 
 # Ten minutes of everything at once, with a restart; SECONDS=60 for a look.
 soak: $(STAMP)
