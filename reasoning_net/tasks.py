@@ -14,6 +14,10 @@ from reasoning_net.demo.conversations import conversation
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, SEEN, Question, Split, final_number, questions
 from reasoning_net.errors import StageError
 
+LEARNT = f"demo:{','.join(SEEN)}"
+"""What networks are trained on. Routers are fitted, and everything is measured, on all families: a server meets questions that
+its network was not trained for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -53,7 +57,7 @@ class DemoTask:
 
     levels = MAX_STEPS
 
-    def __init__(self, families: tuple[str, ...] = SEEN) -> None:
+    def __init__(self, families: tuple[str, ...] = FAMILIES) -> None:
         unknown = set(families) - set(FAMILIES)
         if unknown:
             raise StageError(f"The demo has no family {', '.join(sorted(unknown))}. It has {', '.join(FAMILIES)}.")
@@ -99,7 +103,7 @@ class TaskSpec:
         """Raises `StageError` for a source that cannot be read."""
         if self.source == "demo" or self.source.startswith("demo:"):
             families = self.source.partition(":")[2]
-            return DemoTask(tuple(families.split(",")) if families else SEEN)
+            return DemoTask(tuple(families.split(",")) if families else FAMILIES)
         from reasoning_net.data import DataTask, parse_columns
 
         return DataTask(self.source, parse_columns(self.preset, self.columns), self.whole)

@@ -1,10 +1,14 @@
 """What a probe is: its architecture as data, stored in the bundle. Apart from the probe, for those who do not load it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from router.policy import Scores
+
 Feature = Literal["last", "mean", "latents"]
+_RUNG = "latent@"
 Output = Literal["direct", "latent", "explicit", "tokens"]
 """P(correct) in a mode, or the expected number of tokens of explicit thinking, answer included."""
 
@@ -37,4 +41,17 @@ class ProbeConfig(BaseModel):
 
 def rung(num_latents: int) -> str:
     """The name of the output that is P(correct | so many latents)."""
-    return f"latent@{num_latents}"
+    return f"{_RUNG}{num_latents}"
+
+
+def scores_of(outputs: Mapping[str, Sequence[float]]) -> list[Scores]:
+    """The probe's outputs by name, one value a question, as scores a question."""
+    targets = {name: values for name, values in outputs.items() if not name.startswith(_RUNG)}
+    ladder = sorted((int(name.removeprefix(_RUNG)), values) for name, values in outputs.items() if name.startswith(_RUNG))
+    return [
+        Scores(
+            **{name: values[row] for name, values in targets.items()},
+            by_latents=tuple((number, values[row]) for number, values in ladder),
+        )
+        for row in range(len(next(iter(outputs.values()))))
+    ]

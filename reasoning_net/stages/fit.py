@@ -32,10 +32,10 @@ from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Confidence, Target, log_odds
 from router.figures import auroc, brier, calibration_error, reliability
-from router.outcomes import SCORES, Outcome, to_tensors
+from router.outcomes import Outcome, to_tensors
 from router.policy import Mode, Scores
 from router.probe import Feature, Probe
-from router.probe_config import rung
+from router.probe_config import rung, scores_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,19 +86,20 @@ def main(config: FitConfig) -> dict[str, Any]:
     number = bundle.manifest.num_latent_tokens or 0
     if config.ladder and max(config.ladder) >= number:
         raise StageError(f"--ladder takes numbers below the bundle's {number} latents, which are always observed.")
-    observed = _observe(config, bundle, features)
+    observed = _observe(config, bundle, features, number)
     held_out = len(observed.labels["direct"]) // 4
     held, train = observed[:held_out], observed[held_out:]
     probe = train_probe(train, features, layers=config.layers, hidden_size=config.hidden_size, seed=config.seed)
     cheap = Mode.LATENT if has_network else Mode.DIRECT
     scores = predict(probe, held)
-    outcomes, confidence = calibration_outcomes(held, scores, cheap)
+    per_question = scores_of({name: values.tolist() for name, values in scores.items()})
+    outcomes, confidence = calibration_outcomes(held, per_question, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
     calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, config.thinking)
     calibration = calibration.model_copy(update={"latent_loss": config.max_loss})
     figures = report(probe, held, cheap)
     if probe.config.ladder:
-        figures |= report_ladder(scores, held, number, config.max_loss)
+        figures |= report_ladder(per_question, held, number, config.max_loss)
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
@@ -113,7 +114,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     return figures | {"calibrated": calibration.point.model_dump(exclude_none=True)}
 
 
-def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -> Observations:
+def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], number: int) -> Observations:
     """Validation questions; those of the first quarter, which is held out, are all thought through in text as well."""
     task, base, net = config.task.load(), FrozenBase(config.model), bundle.reasoning_net()
     stream = (example for example in task.examples(config.seed, "validation") if example.answer)
@@ -127,7 +128,7 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -
     thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1, confidence=False)
     engine = VllmRollouts(config.model, layout)
     observer = Observer(
-        base, net, bundle.manifest.num_latent_tokens or 0, engine, layout, task, answering, thinking,
+        base, net, number, engine, layout, task, answering, thinking,
         config.thinking.uses_latents,
         config.layers, config.seed, tuple(sorted(set(config.ladder))),
     )  # fmt: skip
@@ -138,17 +139,17 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...]) -
     return observed
 
 
-def calibration_outcomes(held: Observations, scores: dict[str, Tensor], cheap: Mode) -> tuple[list[Outcome], Confidence]:
+def calibration_outcomes(held: Observations, scores: list[Scores], cheap: Mode) -> tuple[list[Outcome], Confidence]:
     """The held-out questions as outcomes, each with its first answer in the cheap mode."""
     correct, confidences, tokens = (held.answers[name] for name in ("correct", "confidence", "tokens"))
     rest = slice(1, None) if correct.shape[1] > 1 else slice(None)
-    priors = scores[cheap][:, None].expand_as(correct)[:, rest].flatten()
+    priors = torch.tensor([one.correct(cheap) for one in scores])[:, None].expand_as(correct)[:, rest].flatten()
     confidence = fit_confidence(priors, confidences[:, rest].flatten(), correct[:, rest].flatten())
     by_mode = {Mode.DIRECT: held.labels["direct"], cheap: correct[:, 0], Mode.EXPLICIT: held.labels["explicit"]}
     tokens_by_mode = {Mode.DIRECT: held.answers["direct tokens"], cheap: tokens[:, 0], Mode.EXPLICIT: held.labels["tokens"]}
     outcomes = [
         Outcome(
-            Scores(*(float(scores[name][row]) if name in scores else None for name in SCORES)),
+            replace(scores[row], by_latents=()),
             float(confidences[row, 0]),
             {mode: float(values[row]) for mode, values in by_mode.items()},
             {mode: float(values[row]) for mode, values in tokens_by_mode.items()},
@@ -187,16 +188,10 @@ def check_features(features: Sequence[str], layers: Sequence[int], has_network: 
         raise StageError("Layers are read by the features last and mean. Add one of them: --features mean,latents.")
 
 
-def report_ladder(scores: dict[str, Tensor], held: Observations, number: int, max_loss: float) -> dict[str, Any]:
+def report_ladder(scores: list[Scores], held: Observations, number: int, max_loss: float) -> dict[str, Any]:
     """Accuracy by the number of latents, and what choosing it by question gives: by number of steps the mean chosen."""
     shares = {**held.by_latents, number: held.labels["latent"]}
-    rows = range(len(held.labels["latent"]))
-
-    def scored(row: int) -> Scores:
-        by_latents = tuple((few, float(scores[rung(few)][row])) for few in held.by_latents)
-        return Scores(latent=float(scores["latent"][row]), by_latents=by_latents)
-
-    chosen = [scored(row).fewest_latents(number, max_loss) for row in rows]
+    chosen = [one.fewest_latents(number, max_loss) for one in scores]
     counts, levels = torch.tensor(chosen, dtype=torch.float), held.baselines["steps"]
     return {
         "accuracy by latents": {few: round(float(share.mean()), 4) for few, share in shares.items()},

@@ -32,7 +32,7 @@ from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, start, think
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
 from reasoning_net.stages.sft import load_net, save
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run
 
 
@@ -69,7 +69,7 @@ class GrpoConfig:
     output: Path
     """Where the network goes; a run found there is resumed."""
     model: Model = str(DEMO_MODEL)
-    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=lambda: TaskSpec(LEARNT))
     steps: PositiveInt = 100
     """Steps, each on fresh rollouts."""
     questions: PositiveInt = 64

@@ -28,13 +28,13 @@ from reasoning_net.curriculum import Curriculum
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.graphs import Graphed
+from reasoning_net.graphs import Graphed, compile_parts
 from reasoning_net.layout import Layout
 from reasoning_net.losses import losses
 from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
-from reasoning_net.tasks import TaskSpec
+from reasoning_net.tasks import LEARNT, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead
 
 _FIGURES: dict[Kind, str] = {"reply": "nll", "rest": "nll of the rest", "distill": "divergence"}
@@ -55,7 +55,7 @@ class SftConfig:
     output: Path
     """Where the network goes; a run found there is resumed."""
     model: Model = str(DEMO_MODEL)
-    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=lambda: TaskSpec(LEARNT))
     layout: LayoutFile = None
     steps: PositiveInt = 4000
     """Optimiser steps."""
@@ -90,7 +90,7 @@ class SftConfig:
     """Pre-trained Qwen3 to start from (Qwen3-Embedding-0.6B in the paper), by path or id."""
     hidden_size: PositiveInt = 160
     """Width of a fresh network."""
-    num_layers: PositiveInt = 6
+    num_layers: PositiveInt = 7
     """Depth of a fresh network."""
     milestones: Milestones = "results"
     """What an auxiliary loss reads off the first latents, where the task knows it: the results of the chain's steps; or the
@@ -113,6 +113,8 @@ class SftConfig:
     """Save an exponential moving average with this decay; 0: off."""
     checkpointing: bool = False
     """Recompute the base's activations: less memory, more time."""
+    compiled: bool = False
+    """Compile norms and MLPs (`torch.compile`): for small networks on a fast GPU."""
     save_every: Annotated[int, Field(gt=0, multiple_of=POOL_BATCHES)] = 200
     """Steps between two checkpoints; a multiple of 8, so that a resumed run draws the same batches."""
     seed: Seed = 0
@@ -181,6 +183,8 @@ def main(config: SftConfig) -> None:
     )  # fmt: skip
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])
+    if config.compiled:
+        compile_parts(net, base.model)
     think = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
 
     def learn(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""A client's connection: uvicorn's, which would wait for a head for ever, and keep as much of it as comes."""
+"""A client's connection: uvicorn's, which would wait for a head for ever, keep as much of it as comes, and wait for ever for a
+client to read."""
 
 import asyncio
 from typing import Any
@@ -11,12 +12,14 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0
 
 
 class Connection(HttpToolsProtocol):
-    """Between answers, a complete head must come in so many seconds. It is small, and so are a body's trailers."""
+    """Between answers, a complete head must come in so many seconds. It is small, and so are a body's trailers. A client that
+    has not read what was written for it after as many seconds is cut off."""
 
-    def __init__(self, *args: Any, head_seconds: float, **options: Any) -> None:
+    def __init__(self, *args: Any, client_seconds: float, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._head_seconds = head_seconds
+        self._client_seconds = client_seconds
         self._head_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._unparsed_bytes = 0  # that the parser keeps of a header, or ignores
 
@@ -26,7 +29,19 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_expecting()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Too much waits to be read."""
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(self._client_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), _PIECE_BYTES):
@@ -47,7 +62,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._head_seconds, self.transport.close)
+        self._head_timer = self.loop.call_later(self._client_seconds, self.transport.close)
 
     def _stop_expecting(self) -> None:
         if self._head_timer is not None:

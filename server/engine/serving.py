@@ -15,19 +15,18 @@ import socket
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
-from http import HTTPStatus
 
 import uvicorn
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
-from vllm.exceptions import GracefulHTTPError
 
 from server.engine.connection import Connection
 from server.engine.errors import EngineDiedError
 from server.engine.seam import HybridEngine
 from server.engine.worker.lifetime import end_at_once
 from server.http.admission import Admission
+from server.http.errors import UnavailableError
 from server.settings import Settings
 
 logger = logging.getLogger("vllm.latentserve.serving")
@@ -54,8 +53,8 @@ class _Server(uvicorn.Server):
 class _Ending:
     """What signals do to a server."""
 
-    def __init__(self, server: uvicorn.Server, engine: HybridEngine, admission: Admission, drain_seconds: float) -> None:
-        self._server, self._engine, self._admission, self._drain_seconds = server, engine, admission, drain_seconds
+    def __init__(self, server: uvicorn.Server, admission: Admission, drain_seconds: float) -> None:
+        self._server, self._admission, self._drain_seconds = server, admission, drain_seconds
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -82,17 +81,11 @@ class _Ending:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._admission.drained()
+        self._admission.end(UnavailableError("The server is shutting down. Send the request again.", "draining", 1))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                await self._abort()
+                await self._admission.drained()
         self._server.should_exit = True
-
-    async def _abort(self) -> None:
-        """Until nothing is in flight: when an answer ends, another one that waited for its room begins."""
-        error = GracefulHTTPError("The server is shutting down. Send the request again.", HTTPStatus.SERVICE_UNAVAILABLE)
-        while self._admission.in_flight:
-            self._engine.output_processor.propagate_error(error)
-            await asyncio.sleep(0.05)
 
 
 async def serve_app(
@@ -102,7 +95,7 @@ async def serve_app(
     log_config = get_uvicorn_log_config(args)
     config = uvicorn.Config(
         app,
-        http=partial(Connection, head_seconds=settings.client_timeout_seconds),  # type: ignore[arg-type]
+        http=partial(Connection, client_seconds=settings.client_timeout_seconds),  # type: ignore[arg-type]
         host=args.host,
         port=args.port,
         log_level=args.uvicorn_log_level,
@@ -118,7 +111,7 @@ async def serve_app(
     config.load()
     server = _Server(config, engine)
     app.state.server = server  # vLLM's handlers of errors end it when they find the engine dead
-    with _Ending(server, engine, admission, settings.drain_seconds).on_signals(), _fresh_certificates(config, args):
+    with _Ending(server, admission, settings.drain_seconds).on_signals(), _fresh_certificates(config, args):
         await server.serve(sockets=[sock])
     gc.unfreeze()  # what vLLM froze when it started: libraries would report all of it as leaked
     if engine.errored and not admission.is_draining:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from server.http.errors import OverloadedError, UnavailableError
+from server.http.errors import LatentserveError, OverloadedError, UnavailableError
 
 _RECENT = 0.05  # weight of the newest request in the mean of seconds
 
@@ -23,6 +23,7 @@ class Admission:
         self.in_flight = 0
         self.is_draining = False
         self._seconds = 1.0  # that an answer takes, of late
+        self._ends: set[asyncio.Future[LatentserveError]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -32,9 +33,11 @@ class Admission:
         return self.in_flight / self.most
 
     @contextmanager
-    def admit(self, answers: int) -> Iterator[None]:
-        """Room for a request with so many answers. Raises `OverloadedError` (429) where there is none, `UnavailableError` (503)
-        while the server drains."""
+    def admit(self, answers: int) -> "Iterator[asyncio.Future[LatentserveError]]":
+        """Room for a request with so many answers, and what becomes the error that it has to end with, if it has to.
+
+        Raises `OverloadedError` (429) where there is none, `UnavailableError` (503) while the server drains.
+        """
         if self.is_draining:
             raise UnavailableError("The server is shutting down. Send the request to another one, or again.", "draining", 1)
         if self.in_flight + answers > self.most:
@@ -44,10 +47,12 @@ class Admission:
             )  # fmt: skip
         self.in_flight += answers
         self._idle.clear()
-        started = asyncio.get_running_loop().time()
+        started, end = asyncio.get_running_loop().time(), asyncio.get_running_loop().create_future()
+        self._ends.add(end)
         try:
-            yield
+            yield end
         finally:
+            self._ends.remove(end)
             self.in_flight -= answers
             self._seconds += _RECENT * (asyncio.get_running_loop().time() - started - self._seconds)
             if not self.in_flight:
@@ -57,6 +62,12 @@ class Admission:
     def retry_after(self) -> int:
         """Seconds after which there will be room, as far as the last answers tell."""
         return max(1, min(60, math.ceil(self._seconds * max(0, self.in_flight - self.capacity) / self.capacity)))
+
+    def end(self, error: LatentserveError) -> None:
+        """All that runs or waits ends with this error."""
+        for end in self._ends:
+            if not end.done():
+                end.set_result(error)
 
     async def drained(self) -> None:
         """Until nothing is in flight."""

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import Message, Receive
 
-from server.http.errors import DeadlineError
+from server.http.errors import DeadlineError, LatentserveError
 
 _GRACE_SECONDS = 1.0  # for work to end by itself
 
@@ -12,9 +12,12 @@ _GRACE_SECONDS = 1.0  # for work to end by itself
 class Client:
     """However many layers ask for the body, or wait for the client to leave."""
 
-    def __init__(self, body: bytes, receive: Receive, seconds: float) -> None:
-        """`seconds`: from now on, for the whole answer."""
+    def __init__(
+        self, body: bytes, receive: Receive, seconds: float, end: "asyncio.Future[LatentserveError] | None" = None
+    ) -> None:
+        """`seconds`: from now on, for the whole answer. `end`: becomes the error that the answer has to end with."""
         self.body = body
+        self._end = end or asyncio.get_running_loop().create_future()
         self._seconds, self._deadline = seconds, asyncio.get_running_loop().time() + seconds
         self._is_read = False
         self._gone = asyncio.ensure_future(self._watch(receive))
@@ -43,9 +46,12 @@ class Client:
         return self.receive
 
     async def until_left(self, work: "asyncio.Task[None]") -> None:
-        """Until the work is done, or the client has left. Raises `DeadlineError` when its time is over."""
+        """Until the work is done, or the client has left. Raises the error that it has to end with; `DeadlineError` when its
+        time is over."""
         left = self._deadline - asyncio.get_running_loop().time()
-        done, _ = await asyncio.wait((work, self._gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((work, self._gone, self._end), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if self._end in done and work not in done:
+            raise self._end.result()
         if not done:
             raise DeadlineError(f"The answer took longer than {self._seconds:g} seconds.")
 

@@ -20,7 +20,7 @@ from server.http.admission import Admission
 from server.http.body import read_body
 from server.http.client import Client
 from server.http.contract import CHAT_PATH, GENERATING_PATHS, MODE_HEADER, ROUTE_PATH, Terms
-from server.http.errors import DeadlineError, LatentserveError
+from server.http.errors import LatentserveError
 from server.http.keys import client_key
 from server.http.quotas import Quotas
 from server.http.writer import RouteWriter, failure_of
@@ -65,8 +65,8 @@ class ReasoningModes:
             ask = contract.read_ask(path, body, headers.get(MODE_HEADER), self._terms)
             key = client_key.get()
             quota = self._quotas.enter(key) if key else None
-            with self._admission.admit(answers):
-                client = Client(contract.encode(body), receive, seconds)
+            with self._admission.admit(answers) as end:
+                client = Client(contract.encode(body), receive, seconds, end)
                 record = Record(ask, started=received, request_id=given or uuid.uuid4().hex, quota=quota)
                 # With an id in any case: a second run of the request would have another one.
                 changed = {"content-length": str(len(client.body)), ID_HEADER: record.request_id}
@@ -92,7 +92,7 @@ class ReasoningModes:
         work = asyncio.ensure_future(self._app(scope, receive, writer))
         try:
             await client.until_left(work)
-        except DeadlineError as error:
+        except LatentserveError as error:
             await writer.fail(error)
         finally:
             await client.stop(work)

@@ -43,16 +43,15 @@ class Quota:
         self._is_thinking = False
 
     def enter(self) -> None:
-        for name, most, cost in (
-            ("requests_per_minute", self.key.requests_per_minute, 1),
-            ("tokens_per_minute", self.key.tokens_per_minute, 0),
-        ):
-            if most is None:
-                continue
-            if not self._limiter.test(RateLimitItemPerMinute(most), self.key.name, name, cost=max(1, cost)):
-                raise self._exceeded(name, most)
-            if cost:
-                self._limiter.hit(RateLimitItemPerMinute(most), self.key.name, name, cost=cost)
+        if (most := self.key.requests_per_minute) is not None:
+            self._check("requests_per_minute", most)
+            self._count("requests_per_minute", most, 1)  # also one that the limit of tokens refuses
+        if (most := self.key.tokens_per_minute) is not None:
+            self._check("tokens_per_minute", most)
+
+    def _check(self, name: str, most: int) -> None:
+        if not self._limiter.test(RateLimitItemPerMinute(most), self.key.name, name):
+            raise self._exceeded(name, most)
 
     def reserve(self, tokens: float) -> OverloadedError | None:
         """Room for an answer that is thought through in text, with so many tokens predicted; else what stands in its way."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import socket
 import time
@@ -256,6 +257,23 @@ async def test_chains_at_once(small: str, ask: Any, asked: list[Question]) -> No
     assert (await ask(asked[1], key="free", mode="explicit")).status_code == 200
     assert (await first).status_code == 200
     assert (await ask(asked[1], key="single", mode="explicit")).status_code == 200
+
+
+async def test_a_client_that_does_not_read_is_cut_off(small: str, asked: list[Question]) -> None:
+    """Its answer is no longer written, and holds no place."""
+    options = {"mode": "direct", "n": 4, "logprobs": True, "top_logprobs": 20, "ignore_eos": True, "max_tokens": 1200}
+    message = {"role": "user", "content": asked[0].question}
+    body = json.dumps({"model": "demo", "messages": [message], "stream": True} | options).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer free\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.connect(("127.0.0.1", int(small.rpartition(":")[2])))
+        unread.sendall(head.encode() + body)
+        await until(small, "latentserve_requests_in_flight", lambda value: value == 4)
+        generated = await gauge(small, "vllm:generation_tokens_total")
+        await until(small, "latentserve_requests_in_flight", lambda value: value == 0)
+        await until(small, "vllm:num_requests_running", lambda value: value == 0)
+        assert await gauge(small, "vllm:generation_tokens_total") - generated < 4 * 1200
 
 
 async def test_a_chain_that_is_cut_is_answered(ask: Any, asked: list[Question]) -> None:

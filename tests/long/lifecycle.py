@@ -24,6 +24,7 @@ import pytest
 from tests.conftest import START_SECONDS, free_port
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 QUESTION = "Ann has 5 pens. In January, she finds 3 pens. How many pens does Ann have now?"
 Answer = asyncio.Task[httpx.Response]
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
@@ -200,14 +201,23 @@ async def test_a_signal_lets_running_requests_end(server: Server) -> None:
 
 
 async def test_what_does_not_end_in_time_is_aborted_with_an_error(tmp_path: Path) -> None:
+    """In every protocol's own shape."""
+    bodies = a_stream_and_a_body(ENDLESS) | {
+        RESPONSES: explicit(ENDLESS, input=QUESTION, stream=True, max_output_tokens=ENDLESS),
+        MESSAGES: explicit(ENDLESS, **ASKED, stream=True),
+    }
     with started(tmp_path, drain_seconds=0.5) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-            tasks = await in_flight(server, http, a_stream_and_a_body(ENDLESS))
+            tasks = await in_flight(server, http, bodies)
             server.process.terminate()
             answers = {path: await task for path, task in tasks.items()}
-        assert events(answers[CHAT].text)[-1]["error"]["code"] == 503
         assert answers[COMPLETIONS].status_code == 503
-        assert "shutting down" in answers[COMPLETIONS].json()["error"]["message"]
+        assert answers[COMPLETIONS].headers["x-reject-reason"] == "draining"
+        last = {path: events(answer.text)[-1] for path, answer in answers.items() if path != COMPLETIONS}
+        assert last[CHAT]["error"]["code"] == 503
+        assert (last[RESPONSES]["type"], last[RESPONSES]["code"]) == ("error", "503")
+        assert (last[MESSAGES]["type"], last[MESSAGES]["error"]["type"]) == ("error", "ServiceUnavailableError")
+        assert all("shutting down" in answer.text for answer in answers.values())
         assert server.ends(15) == 0
 
 

@@ -8,7 +8,7 @@ Shapes: B prompts of a micro-batch, T prompt tokens, L earlier layers, N latent 
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,7 @@ from reasoning_net.model import ReasoningNet
 from reasoning_net.precision import compute_dtype
 from router.policy import Scores
 from router.probe import Probe
-from router.probe_config import rung
+from router.probe_config import scores_of
 from server.engine.work import Read, Verdict
 from server.engine.worker.hooks import Row
 
@@ -154,14 +154,7 @@ class Reader:
         if self._probe is None or (z is None and "latents" in self._probe.config.features):
             return [Scores()] * len(states)
         features = self._probe.features(states.float(), mask, None if z is None else z.float())
-        scores = {target: values.tolist() for target, values in self._probe.scores(features).items()}
-        targets, ladder = self._probe.config.targets, self._probe.config.ladder
-
-        def scored(index: int) -> Scores:
-            by_latents = tuple((number, scores[rung(number)][index]) for number in ladder)
-            return replace(Scores(**{target: scores[target][index] for target in targets}), by_latents=by_latents)
-
-        return [scored(index) for index in range(len(features))]
+        return scores_of({output: values.tolist() for output, values in self._probe.scores(features).items()})
 
     def write_verdicts(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Into the log-probabilities of their rows."""

@@ -18,6 +18,7 @@ from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import DemoTask
 from router.figures import auroc, calibration_error
 from router.policy import Mode
+from router.probe_config import scores_of
 from server.settings import DEMO_BUNDLE
 
 
@@ -91,7 +92,8 @@ def test_a_ladder_stays_below_the_latents_that_are_served() -> None:
 def test_confidence_says_how_likely_an_answer_is_right() -> None:
     held = observations(1500, seed=1)
     scores = predict(train_probe(observations(4000, seed=0), ("last",)), held)
-    outcomes, confidence = calibration_outcomes(held, scores, Mode.DIRECT)
+    per_question = scores_of({name: values.tolist() for name, values in scores.items()})
+    outcomes, confidence = calibration_outcomes(held, per_question, Mode.DIRECT)
     posteriors = torch.tensor([confidence.posterior(o.scores.direct, o.confidence) for o in outcomes])
     right = torch.tensor([o.correct[Mode.DIRECT] for o in outcomes])
     assert auroc(posteriors, right) > auroc(scores["direct"], right) + 0.02

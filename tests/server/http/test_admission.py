@@ -37,3 +37,12 @@ async def test_draining_lets_nobody_in_and_waits_for_the_last() -> None:
         await asyncio.sleep(0)
         assert not drained.done()
     await asyncio.wait_for(drained, 1)
+
+
+async def test_an_end_reaches_all_that_run() -> None:
+    admission, error = Admission(capacity=2, queue=0), UnavailableError("It ends.", "draining", 1)
+    with admission.admit(1) as first, admission.admit(1) as second:
+        admission.end(error)
+        assert first.result() is second.result() is error
+    with admission.admit(1) as third:
+        assert not third.done()
