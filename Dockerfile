@@ -7,8 +7,8 @@ ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 RUN python -m venv /opt/venv
-COPY requirements-${DEVICE}.lock ./
-RUN /opt/venv/bin/pip install --no-deps -r requirements-${DEVICE}.lock
+COPY requirements-${DEVICE}*.lock ./
+RUN for lock in requirements-*.lock; do /opt/venv/bin/pip install --no-deps -r $lock || exit; done
 COPY pyproject.toml README.md LICENSE ./
 COPY server ./server
 COPY router ./router

@@ -56,11 +56,12 @@ fuzz: $(STAMP)
 	EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/e2e/test_bodies.py
 
 # --no-deps: vLLM's CPU build asks for torchvision, torchaudio and torchcodec, whose registry builds are for CUDA.
-$(STAMP): requirements-$(DEVICE).lock pyproject.toml
+LOCKS := $(wildcard requirements-$(DEVICE).lock requirements-$(DEVICE)-torch.lock)
+$(STAMP): $(LOCKS) pyproject.toml
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
 		{ echo "There is no Python 3.11 to 3.13 with venv. Install one (apt install python3 python3-venv), or name it: make serve PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-$(DEVICE).lock
+	for lock in $(LOCKS); do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $$lock || exit; done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -10,15 +10,15 @@
 set -euo pipefail
 out=${1:?Usage: deploy/train.sh OUTPUT [--quick]}
 quick=${2:-}
-latents=16 base=(--steps 4000 --batch-tokens 16000) grpo=() fit=() pack=()
+latents=16 base=(--steps 4000 --batch-tokens 16000) grpo=() fit=(--ladder 2,4,8) pack=()
 
 if [[ -z ${MODEL:-} ]]; then
   model=$out/base
-  sft=(--num-latents 32 --min-latents 1 --rest-share 0.2) pack=(--thinks-on)
+  sft=(--num-latents 32 --min-latents 1 --rest-share 0.2) pack=(--thinks-on --max-prompt-tokens 256)
   if [[ $quick == --quick ]]; then
     base=(--steps 170) sft+=(--steps 120) fit=(--n 400 --explicit-questions 100 --max-thinking-tokens 256)
   else
-    sft+=(--steps 4800 --batch-size 256 --max-prompt-tokens 576)
+    sft+=(--steps 24000 --batch-size 256 --max-prompt-tokens 576 --compiled)
   fi
   latentserve demo train-base --output "$model" "${base[@]}"
 else

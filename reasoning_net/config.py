@@ -15,8 +15,8 @@ class ReasoningNetConfig(BaseModel):
     """The architecture of G_φ (Latent Reasoning Tuning, section 3.1).
 
     `conditioner` says what of the base's hidden states the network reads: the final state at the last prompt position, as
-    in the paper (`last`); the final states of all positions (`all`), which costs the reuse of cached ones (they must be
-    computed) and pays where one vector of a small base does not hold the question; or of all positions the final states
+    in the paper (`last`); the final states of all positions (`all`), which pays where one vector of a small base does not hold
+    the question; or of all positions the final states
     and the first ones, which are the token embeddings (`all+embeddings`): final states are about the next token, and a
     small base forgets in them what the current one was.
     """
@@ -28,6 +28,9 @@ class ReasoningNetConfig(BaseModel):
     num_rounds: int = Field(1, gt=0, description="The most rounds that the network thinks in; fewer is an earlier stop.")
     second_round: bool = Field(False, description="It thinks again with what the base made of its latents; not served yet.")
     conditioner: Conditioner = "all"
+    max_prompt_tokens: int | None = Field(
+        None, gt=0, description="Of a longer prompt the network reads as many positions at its end; None: all."
+    )
     hidden_size: int = Field(192, gt=0)
     intermediate_size: int = Field(512, gt=0)
     num_hidden_layers: int = Field(4, gt=0)

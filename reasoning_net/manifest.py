@@ -65,6 +65,21 @@ class Manifest(BaseModel):
         self.check_num_latents(self.num_latent_tokens, "num_latent_tokens")
         return self
 
+    @property
+    def num_states(self) -> int:
+        """Hidden states that must be at hand for each position of a prompt: the final one, and those of the probe's earlier
+        layers; 0 where the last position says enough."""
+        by_network = self.reasoning_net is not None and self.reasoning_net.reads_all_positions
+        by_probe = self.probe is not None and "mean" in self.probe.features
+        return 1 + len(self.probe.layers if self.probe else ()) if by_network or by_probe else 0
+
+    @property
+    def prompt_window(self) -> int | None:
+        """How many positions at a prompt's end are read; None: all."""
+        if self.reasoning_net is None or (self.probe and "mean" in self.probe.features):
+            return None
+        return self.reasoning_net.max_prompt_tokens
+
     def check_num_latents(self, number: int | None, name: str) -> None:
         """Raise `ValueError` for more latents than the network computes."""
         most = self.reasoning_net.num_latent_tokens if self.reasoning_net else None

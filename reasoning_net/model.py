@@ -63,6 +63,8 @@ class ReasoningNet(nn.Module):
             num_rounds: the network's own number by default.
             made: latents of an earlier pass as (the base's final states at them, themselves), (B, N, d) each: a second round.
         """
+        if (most := self.config.max_prompt_tokens) is not None:
+            hidden_states, embeddings, mask = hidden_states[:, -most:], embeddings[:, -most:], mask[:, -most:]
         queries = self.queries[: num_latents or self.config.num_latent_tokens]  # (N, w)
         states, read = self._enter(hidden_states, embeddings), DynamicCache()  # (B, T, w)
         if self.config.reads_all_positions:

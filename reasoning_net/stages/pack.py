@@ -32,6 +32,8 @@ class PackConfig:
     """Output of `train sft` or `train grpo`; without it a bundle for routing alone."""
     num_latent_tokens: PositiveInt = 16
     """Latents per question in serving."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Of a longer prompt the network reads as many positions at its end: what a long conversation costs is bounded."""
     thinks_on: bool = False
     """The network was trained for thinking that goes on in text (`train sft --rest-share`): offer latent+explicit."""
     layout: LayoutFile = None
@@ -44,6 +46,8 @@ class PackConfig:
 def main(config: PackConfig) -> Bundle:
     """Pack what the files say."""
     net, layout = load_net(config.net) if config.net else (None, FrozenBase(config.model).layout(config.layout))
+    if net is not None:
+        net.config = net.config.model_copy(update={"max_prompt_tokens": config.max_prompt_tokens})
     return pack(
         config.model, config.output, layout, net=net, num_latent_tokens=config.num_latent_tokens,
         reasoning_parser=config.reasoning_parser, trained_on=config.trained_on, thinks_on=config.thinks_on,

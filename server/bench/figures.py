@@ -104,12 +104,17 @@ def ratios(figures: Sequence[Figures]) -> dict[str, float]:
     busiest = Load("closed", max(closed, default=0))
     alone = {f.arm: f.milliseconds["end-to-end"].get("p50", 0.0) for f in figures if f.load == ALONE}
     throughput = {f.arm: f.requests_per_second for f in figures if f.load == busiest}
+    last = max((f.load.value for f in figures if f.load.loop == "turn"), default=0)
+    turn = {f.arm: f.milliseconds["time to first token"].get("p50", 0.0) for f in figures if f.load == Load("turn", last)}
     wanted = [
         ("latent ÷ direct, time alone", alone, "latent", "direct"),
         ("explicit ÷ latent, time alone", alone, "explicit", "latent"),
         ("latent ÷ explicit, throughput", throughput, "latent", "explicit"),
         ("latent ÷ direct, throughput", throughput, "latent", "direct"),
         ("explicit ÷ compared server, throughput", throughput, "explicit", COMPARED),
+        (f"latent ÷ explicit, first token of turn {last:g}", turn, "latent", "explicit"),
+        (f"auto ÷ explicit, first token of turn {last:g}", turn, "auto", "explicit"),
+        (f"explicit ÷ compared server, first token of turn {last:g}", turn, "explicit", COMPARED),
     ]
     return {name: round(of[a] / of[b], 3) for name, of, a, b in wanted if of.get(a) and of.get(b)}
 
@@ -162,15 +167,21 @@ def write(
     (output / "bench.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     (output / "bench.md").write_text(markdown(records, note) + "\n")
     (output / "requests.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
-    for load, measure in itertools.product(dict.fromkeys(f.load for f in figures), ("time to first token", "end-to-end")):
+    loads = dict.fromkeys(f.load for f in figures if f.load.loop != "turn")
+    for load, measure in itertools.product(loads, ("time to first token", "end-to-end")):
         came = {f.arm: _distribution(records, f, measure) for f in figures if f.load == load}
         path = output / f"{measure}_{load.file_name}.png".replace(" ", "_")
         _plot(came, path, title=f"{measure.capitalize()}, {load}", x="ms", y="share of answers")
     curves: dict[str, list[tuple[float, float, float]]] = {}
+    turns: dict[str, list[tuple[float, float, float]]] = {}
     for f in figures:
-        if times := f.milliseconds["end-to-end"]:
-            curves.setdefault(f"{f.arm}, {f.load.loop} loop", []).append((f.requests_per_second, times["p50"], 0.0))
+        first, whole = (f.milliseconds[name].get("p50") for name in ("time to first token", "end-to-end"))
+        if f.load.loop == "turn" and first is not None:
+            turns.setdefault(f.arm, []).append((f.load.value, first, 0.0))
+        elif f.load.loop != "turn" and whole is not None:
+            curves.setdefault(f"{f.arm}, {f.load.loop} loop", []).append((f.requests_per_second, whole, 0.0))
     _plot(curves, output / "throughput.png", title="Time and throughput", x="requests/s", y="end-to-end, p50 ms")
+    _plot(turns, output / "turns.png", title="A conversation", x="turn", y="time to first token, p50 ms")
 
 
 def _plot(series: Mapping[str, Points], path: Path, *, title: str, x: str, y: str) -> None:

@@ -18,12 +18,15 @@ COMPARED = "compared"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One load point. A closed loop keeps `value` requests in flight; an open one sends `value` a second, come what may."""
+    """One load point. A closed loop keeps `value` requests in flight; an open one sends `value` a second, come what may. Of a
+    conversation it is the turn."""
 
-    loop: Literal["closed", "open"]
+    loop: Literal["closed", "open", "turn"]
     value: float
 
     def __str__(self) -> str:
+        if self.loop == "turn":
+            return f"turn {self.value:g}"
         return f"{self.value:g} at once" if self.loop == "closed" else f"{self.value:g} arrivals/s"
 
     @property

@@ -3,11 +3,15 @@
     latentserve bench --url http://127.0.0.1:8000 [--compare http://127.0.0.1:8001]
     latentserve bench --rate 4,8,16 --mix latent:0.7,explicit:0.3 --output runs/bench
     latentserve bench --random-weights qwen3-0.6b --concurrency 1,8 --requests 16
+    latentserve bench --conversation 10 --modes latent,explicit,auto --rounds 6
 
 In every round all arms (modes, the mix, the other server) take turns at each load point, on the same fresh questions, so that
 a noisy machine treats all alike. A closed loop (`--concurrency`) sends a request when another one ends, so a slow server sees
 less load. An open loop (`--rate`) sends at the times of a Poisson process, whatever the server does, and a request's seconds
 count from when it was to arrive: one that had to wait for the client has waited (no coordinated omission).
+
+A conversation (`--conversation`) asks one question after another, each after all that were asked and answered before it;
+answers are the task's own, so that every arm has the same prompts. Its load points are its turns.
 """
 
 import asyncio
@@ -53,6 +57,10 @@ class BenchConfig:
     """Open loops: Poisson arrivals, so many a second, such as 4,8,16."""
     modes: str = "direct,latent,explicit"
     """As in eval: latent:64 and explicit:128 set a number."""
+    conversation: PositiveInt | None = None
+    """Instead of loops: conversations of so many turns, one at a time."""
+    system_words: NonNegativeInt = 0
+    """Length of a system prompt that an arm's conversations share, in words."""
     mix: str = ""
     """One more arm, each request in a mode by chance: latent:0.7,explicit:0.3."""
     requests: PositiveInt = 192
@@ -81,6 +89,8 @@ class BenchConfig:
     @property
     def loads(self) -> tuple[Load, ...]:
         """Raises `StageError`."""
+        if self.conversation:
+            return tuple(Load("turn", turn) for turn in range(1, self.conversation + 1))
         return load_points("1,64" if self.concurrency is None and not self.rate else self.concurrency or "", self.rate)
 
     @property
@@ -114,7 +124,10 @@ class Bench:
         """Raises `StageError` when a server cannot be used, or is gone."""
         config = self.config
         arms = (*config.arms, *([Mix(COMPARED)] if config.compare else []))
-        per_round = sum(load.num_requests(config.requests) for load in config.loads)
+        if config.conversation:
+            per_round = config.conversation * self._conversations
+        else:
+            per_round = sum(load.num_requests(config.requests) for load in config.loads)
         async with AsyncExitStack() as stack:
             ours = await stack.enter_async_context(self._server(config.url))
             other = await stack.enter_async_context(self._server(config.compare)) if config.compare else ours
@@ -123,8 +136,13 @@ class Bench:
                 if config.warmup:
                     for arm in arms:
                         await self._turn(servers[arm], arm, Load("closed", config.warmup), None, progress)
-                for round_, load in itertools.product(range(config.rounds), config.loads):
-                    for arm in arms[round_ % len(arms) :] + arms[: round_ % len(arms)]:
+                for round_ in range(config.rounds):
+                    in_turn = arms[round_ % len(arms) :] + arms[: round_ % len(arms)]
+                    if config.conversation:
+                        for number, arm in itertools.product(range(self._conversations), in_turn):
+                            await self._talk(servers[arm], arm, number, round_, progress)
+                        continue
+                    for load, arm in itertools.product(config.loads, in_turn):
                         await self._turn(servers[arm], arm, load, round_, progress)
 
     async def _turn(self, server: _Server, arm: Mix, load: Load, round_: int | None, progress: tqdm) -> None:
@@ -159,6 +177,29 @@ class Bench:
                         group.create_task(arriving(body, start + seconds))
         except* ServerGoneError as group_error:
             raise group_error.exceptions[0] from None
+
+    @property
+    def _conversations(self) -> int:
+        """Of an arm and a round: an eighth of the requests of a loop, as of those alone."""
+        return -(-self.config.requests // (8 * (self.config.conversation or 1)))
+
+    async def _talk(self, server: _Server, arm: Mix, number: int, round_: int, progress: tqdm) -> None:
+        """One conversation."""
+        config, start = self.config, time.perf_counter()
+        drawn = self._task.examples(config.seed + 1000 * round_ + number, "test")
+        examples = list(itertools.islice((e for e in drawn if len(e.messages) == 1), len(config.loads)))
+        words = itertools.islice(itertools.cycle("Be brief and answer with one sentence.".split()), config.system_words)
+        messages = [{"role": "system", "content": " ".join([f"{self._run} {round_} {arm.name}", *words])}]
+        modes = arm.draw(len(examples), random.Random(f"{arm.name} {round_} {number}"))
+        progress.set_description(f"conversation, {arm.name}")
+        for load, example, mode in zip(config.loads, examples, modes, strict=True):
+            messages += example.messages
+            body = {"model": server.model, "messages": messages, "temperature": 0} | (mode.body() if mode else {})
+            due = time.perf_counter()
+            answer = await complete(server.client, body | config.limit(mode), due)
+            self.records.append(Request(arm.name, load, round_, due - start, answer))
+            messages.append({"role": "assistant", "content": example.reply or example.answer})
+            progress.update()
 
     def _bodies(self, model: str, arm: Mix, load: Load, round_: int | None) -> list[dict[str, Any]]:
         """Fresh questions each round, the same for every arm, after a system prompt of their own.
@@ -263,7 +304,10 @@ def settings(config: BenchConfig) -> dict[str, Any]:
         "loads": [str(load) for load in config.loads],
         "data": config.task.source,
         "lengths": asdict(config.lengths) if config.lengths else None,
-    } | {name: getattr(config, name) for name in ("requests", "rounds", "warmup", "seed", "max_tokens", "random_weights")}
+    } | {name: getattr(config, name) for name in _REPEATED}
+
+
+_REPEATED = ("requests", "rounds", "warmup", "seed", "max_tokens", "random_weights", "conversation", "system_words")
 
 
 def _environment() -> dict[str, Any]:

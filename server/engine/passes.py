@@ -100,9 +100,7 @@ class Passes:
         self._key = uuid.uuid4().hex
         work = Read(self._key, hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0)
         has_verdict = hybrid.has_probe or work.num_latents > 0
-        params = read_params(
-            work, Verdict.num_values(hybrid.ladder) if has_verdict else _ENTROPY_LOGPROBS, hybrid.reads_all_positions
-        )
+        params = read_params(work, Verdict.num_values(hybrid.ladder) if has_verdict else _ENTROPY_LOGPROBS)
         # Without a probe the first token of a direct answer is the signal.
         prompt = question.prompt_with(() if has_verdict else hybrid.layout.direct)
         prompt.pop("prompt", None)
@@ -265,13 +263,9 @@ class Passes:
             output.num_cache_creation_tokens = min(output.num_cache_creation_tokens, length - (output.num_cached_tokens or 0))
 
 
-def read_params(work: Read, logprobs: int, reads_all_positions: bool) -> SamplingParams:
-    """Of a pass that only reads. What wants every position cannot take X from the prefix cache."""
-    skip = True if reads_all_positions or work.keep_states else None
-    return SamplingParams(
-        max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, skip_reading_prefix_cache=skip,
-        extra_args=to_extra_args(work),
-    )  # fmt: skip
+def read_params(work: Read, logprobs: int) -> SamplingParams:
+    """Of a pass that only reads."""
+    return SamplingParams(max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, extra_args=to_extra_args(work))
 
 
 def finite(decision: Decision, verdict: Verdict) -> Decision:

@@ -50,8 +50,6 @@ class Hybrid:
     thinking: Mode
     """What mode auto answers with where a cheap answer does not suffice."""
     has_probe: bool
-    reads_all_positions: bool
-    """Reading must compute every position of X, so it cannot take X from the prefix cache."""
     metrics: Metrics
     end_of_thinking: int | None
     """The last token of what ends a chain."""
@@ -143,7 +141,6 @@ class HybridEngine(AsyncLLM):
             can_think_on=bool(manifest and manifest.thinks_on),
             thinking=router.calibration.thinking if router.calibration else Mode.EXPLICIT,
             has_probe=probe is not None,
-            reads_all_positions=bool(net and net.reads_all_positions) or bool(probe and "mean" in probe.features),
             metrics=metrics,
             end_of_thinking=end[-1],
         )
@@ -279,7 +276,7 @@ class HybridEngine(AsyncLLM):
         """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""
         key = unique_id("inspect")
         work, num_values = Read(key, num_latents, keep_states=True), Verdict.num_values(self.hybrid.ladder)
-        params = read_params(work, num_values, reads_all_positions=True)
+        params = read_params(work, num_values)
         try:
             async for _ in self.run({"type": "token", "prompt_token_ids": token_ids}, params, key):
                 pass

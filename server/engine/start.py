@@ -16,8 +16,10 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
+from reasoning_net.manifest import Manifest
 from server.engine.errors import ConfigurationError
 from server.engine.seam import HybridEngine
+from server.engine.worker import NUM_STATES
 from server.observe.metrics import Metrics
 from server.settings import OUR_FLAGS, Settings, split_file
 
@@ -92,7 +94,6 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     args = parser.parse_args([*ours, *flags])
     if args.model_tag:
         raise ConfigurationError(f"{args.model_tag} is no flag. A model is named with --model.")
-    args.worker_extension_cls = "server.engine.worker.HybridWorker"
     if args.served_model_name is None:
         args.served_model_name = [args.model]
     _refuse_unsupported(args)
@@ -124,11 +125,27 @@ def add_aliases(args: Namespace, modes: Sequence[str]) -> None:
     args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
 
 
-def hybrid_config(engine_args: AsyncEngineArgs) -> VllmConfig:
-    """vLLM's configuration, with our scheduler: blocks that hold latents are private."""
+_WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "server.engine.worker.cpu.HybridCpuWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "server.engine.worker.cuda.HybridGpuWorker",
+}
+
+
+def hybrid_config(engine_args: AsyncEngineArgs, manifest: Manifest | None) -> VllmConfig:
+    """vLLM's configuration, with our scheduler (blocks that hold latents are private) and our worker (which keeps states)."""
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     name = "HybridAsyncScheduler" if config.scheduler_config.async_scheduling else "HybridScheduler"
     config.scheduler_config.scheduler_cls = f"server.engine.worker.hooks.{name}"
+    worker = config.parallel_config.worker_cls
+    if worker not in _WORKERS:
+        raise ConfigurationError(f"vLLM's worker here is {worker}: only those for CPUs and for NVIDIA's GPUs are supported.")
+    config.parallel_config.worker_cls = _WORKERS[worker]
+    num_states = manifest.num_states if manifest else 0
+    if num_states and config.kv_transfer_config is not None:
+        raise ConfigurationError(
+            "The bundle reads every position of a prompt, whose states no KV connector brings. Remove --kv-transfer-config."
+        )
+    config.additional_config = {**config.additional_config, NUM_STATES: num_states}
     return config
 
 
@@ -138,7 +155,7 @@ async def start_engine(
 ) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    config = hybrid_config(engine_args)
+    config = hybrid_config(engine_args, bundle.manifest if bundle else None)
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,

@@ -284,7 +284,7 @@ async def test_a_chain_that_is_cut_is_answered(ask: Any, asked: list[Question]) 
     assert message["content"].strip()
 
 
-@pytest.mark.parametrize("mode", ["explicit", "direct"])
+@pytest.mark.parametrize("mode", ["explicit", "direct", "latent", "auto"])
 async def test_no_key_finds_what_another_left_in_the_prefix_cache(ask: Any, asked: list[Question], mode: str) -> None:
     async def cached(key: str, **body: Any) -> int:
         answer = await ask(question, key=key, mode=mode, **body)

@@ -50,6 +50,14 @@ def test_conditioners_read_what_they_say() -> None:
     assert not torch.allclose(both(states, changed, mask), both(states, states, mask))
 
 
+@pytest.mark.parametrize("conditioner", ["all", "all+embeddings"])
+@torch.no_grad()
+def test_a_bounded_network_reads_the_end(conditioner: str) -> None:
+    net = network(conditioner, max_prompt_tokens=5)
+    states, mask = torch.randn(2, 9, 24), torch.ones(2, 9, dtype=torch.bool)
+    torch.testing.assert_close(net(states, states, mask), net(states[:, -5:], states[:, -5:], mask[:, -5:]))
+
+
 @pytest.mark.parametrize("conditioner", ["last", "all", "all+embeddings"])
 @torch.no_grad()
 def test_rounds_change_the_latents_and_keep_what_holds_for_one(conditioner: str) -> None:

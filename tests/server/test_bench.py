@@ -99,6 +99,8 @@ def test_ratios_need_their_arms_and_load_points() -> None:
         "explicit ÷ compared server, throughput": 0.5,
     }
     assert ratios(summarise([answered(arm, Load("open", 4), 0, 0.0, 1.0) for arm in seconds])) == {}
+    talk = [answered(arm, Load("turn", turn), 0, 0.0, value) for arm, value in seconds.items() for turn in (1, 2)]
+    assert ratios(summarise(talk)) == {"latent ÷ explicit, first token of turn 2": 0.25}
 
 
 def test_random_weights_answer_at_fixed_lengths() -> None:

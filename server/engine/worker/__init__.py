@@ -1,27 +1,42 @@
-"""Our part of vLLM's worker.
+"""Our part of vLLM's worker: what is mixed into its classes, in `cpu` and `cuda`.
 
-`HybridWorker` is vLLM's `worker_extension_cls`: its methods become methods of the worker that `collective_rpc` calls. Under
-tensor parallelism every rank computes the same z from the same (all-gathered) hidden states.
+Under tensor parallelism every rank computes the same z from the same (all-gathered) hidden states.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from reasoning_net.bundle import Bundle
 from server.engine.worker.hooks import Hooks
 from server.engine.worker.latents import Latents
 from server.engine.worker.lifetime import follow_parent
+from server.engine.worker.pages import share_of_pages
 
 if TYPE_CHECKING:
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
+else:
+    _Worker = object
+
+logger = logging.getLogger("vllm.latentserve.worker")
+NUM_STATES = "latentserve_num_states"
+"""In vLLM's `additional_config`: hidden states that are kept for each token of the KV cache; 0: none."""
 
 
-class HybridWorker:
-    """Mixed into vLLM's worker class."""
+class HybridWorker(_Worker):
+    """Mixed into vLLM's worker class; `collective_rpc` calls its methods by name."""
 
-    if TYPE_CHECKING:
-        model_runner: GPUModelRunner
-        latentserve: Latents
-        latentserve_hooks: Hooks
+    latentserve: Latents
+    latentserve_hooks: Hooks
+
+    def determine_available_memory(self) -> int:
+        """For the KV cache: without what the pages of hidden states beside it will take."""
+        available = int(super().determine_available_memory())
+        if not (num_states := self.vllm_config.additional_config.get(NUM_STATES, 0)):
+            return available
+        hidden_size, dtype = self.model_config.get_hidden_size(), self.model_runner.dtype
+        share = share_of_pages(self.get_kv_cache_spec(), num_states, hidden_size, dtype.itemsize)
+        logger.info("Hidden states take %.1f MiB beside the KV cache (%.1f %%).", available * share / 2**20, 100 * share)
+        return int(available * (1 - share))
 
     def latentserve_install(self, bundle: str | None) -> None:
         """Load the bundle and hook into the model runner. Called once, before the first request."""

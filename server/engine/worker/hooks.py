@@ -52,6 +52,11 @@ class Row:
     """Positions that earlier steps, or the prefix cache, have computed."""
     prompt_token_ids: Sequence[int]
 
+    @property
+    def length(self) -> int:
+        """Of the prompt."""
+        return len(self.prompt_token_ids)
+
 
 class RowState(Protocol):
     """What reads and writes rows; one method a place, all rows of ours at once."""
@@ -64,7 +69,9 @@ class RowState(Protocol):
     def add_request(self, work: Work) -> None: ...
     def remove_request(self, request_id: str, work: Work) -> None: ...
     def prepare_inputs_embeds(self, rows: list[Row], inputs_embeds: Tensor | None) -> None: ...
-    def read_hidden_states(self, rows: list[Row], hidden_states: Tensor) -> None: ...
+    def read_hidden_states(self, rows: list[Row], hidden_states: Tensor) -> None:
+        """The states of all tokens of a step, (1 + L, T, d); and which rows are ours."""
+
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None: ...
 
 
@@ -102,8 +109,9 @@ class Hooks:
                 self._state.prepare_inputs_embeds(self._rows, kwargs.get("inputs_embeds"))
             output = model_forward(*args, **kwargs)
             final, earlier = output if self._state.layers else (output, [])
-            if self._rows:
-                self._state.read_hidden_states(self._rows, torch.stack([final, *earlier]) if earlier else final[None])
+            states = torch.stack([final, *earlier]) if earlier else final[None]
+            num_tokens = int(self._runner.query_start_loc.np[self._runner.input_batch.num_reqs])  # what follows pads the batch
+            self._state.read_hidden_states(self._rows, states[:, :num_tokens])
             return final
 
         return wrapped

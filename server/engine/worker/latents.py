@@ -71,7 +71,6 @@ class Latents:
 
     def remove_request(self, request_id: str, work: Work) -> None:
         self._lost.discard(request_id)
-        self.reader.forget(request_id)
         if isinstance(work, Overlay):
             self.store.end(work)
 

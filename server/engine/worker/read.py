@@ -23,6 +23,7 @@ from router.probe import Probe
 from router.probe_config import scores_of
 from server.engine.work import Read, Verdict
 from server.engine.worker.hooks import Row
+from server.engine.worker.pages import Pages
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import SamplerOutput
@@ -39,7 +40,8 @@ class Question:
     request_id: str
     work: Read
     states: Tensor
-    """(1 + L, T, d): the final states, and those of earlier layers that the probe reads."""
+    """(1 + L, T, d): the final states, and those of earlier layers that the probe reads; of the T last positions, if not all
+    are read."""
     token_ids: list[int]
 
     @property
@@ -81,39 +83,42 @@ class Reader:
         if self.layers and not supports_eagle3(runner.model):
             raise BundleError(f"vLLM gives no earlier layers of a {type(runner.model).__name__}. Fit a probe without --layers.")
         self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
-        self._states: dict[str, list[Tensor]] = {}  # request id → chunks of H_X
+        manifest = bundle.manifest if bundle else None
+        self._pages = Pages(runner, manifest.num_states) if manifest and manifest.num_states else None
+        self._window = manifest.prompt_window if manifest else None
         self._verdicts: dict[str, Verdict] = {}  # of this step
         self._reads = self._steps_with_reads = 0
 
     def counts(self) -> dict[str, int]:
-        return {"partial_prompts": len(self._states), "reads": self._reads, "steps_with_reads": self._steps_with_reads}
-
-    def forget(self, request_id: str) -> None:
-        self._states.pop(request_id, None)
+        return {"reads": self._reads, "steps_with_reads": self._steps_with_reads}
 
     @torch.inference_mode()
     def read(self, rows: list[Row], hidden_states: Tensor) -> None:
-        """Collect H_X from the step's states, (1 + L, rows, d); where prompts end in it, compute verdicts and latents."""
+        """Keep the step's states, (1 + L, T, d); where prompts end in it, compute verdicts and latents."""
+        if self._pages is not None:
+            self._pages.write(hidden_states)
         if self._net is None and self._probe is None:
             return  # the first token's own log-probabilities are the signal
-        ended = [question for row in rows if (question := self._collect(row, hidden_states))]
+        ended = [
+            Question(row.request_id, row.work, self._states_of(row, hidden_states), list(row.prompt_token_ids))
+            for row in rows
+            if isinstance(row.work, Read) and row.first < row.end and row.computed + row.end - row.first >= row.length
+        ]
         if ended:
             self._steps_with_reads += 1
             self._reads += len(ended)
             for batch in micro_batches(ended):
                 self._think(batch)
 
-    def _collect(self, row: Row, hidden_states: Tensor) -> Question | None:
+    def _states_of(self, row: Row, hidden_states: Tensor) -> Tensor:
+        """As much of H_X as is read, (1 + L, T, d)."""
         assert isinstance(row.work, Read)
-        if row.computed == 0 or row.request_id not in self._states:
-            self._states[row.request_id] = []  # a new prompt, or one that is computed again after a preemption
-        if row.first == row.end:
-            return None
-        self._states[row.request_id].append(hidden_states[:, row.first : row.end].clone())
-        if row.computed + row.end - row.first < len(row.prompt_token_ids):
-            return None
-        states = torch.cat(self._states.pop(row.request_id), dim=1)
-        return Question(row.request_id, row.work, states, list(row.prompt_token_ids))
+        if row.work.keep_states and self._pages is None:
+            return hidden_states[:, row.first : row.end]
+        if self._pages is None:
+            return hidden_states[:, row.end - 1 : row.end]
+        window = None if row.work.keep_states else self._window
+        return self._pages.read(row.index, max(0, row.length - window) if window else 0, row.length)
 
     def _think(self, batch: list[Question]) -> None:
         """The network and the probe, once for a micro-batch."""
@@ -139,7 +144,6 @@ class Reader:
         num_latents = max(question.work.num_latents for question in batch)
         if self._net is None or not num_latents:
             return None
-        # With the conditioner `last` a prompt's cached positions are not here, and not needed.
         embeddings = self._embed(batch, mask) if self._net.config.reads_embeddings else hidden_states
         return self._net(hidden_states.to(self._dtype), embeddings.to(self._dtype), mask, num_latents)
 
@@ -147,7 +151,7 @@ class Reader:
         """E_X of the prompts, (B, T, d), padded on the left."""
         ids = mask.new_zeros(mask.shape, dtype=torch.long)
         for index, question in enumerate(batch):
-            ids[index, mask.shape[1] - len(question.token_ids) :] = torch.tensor(question.token_ids)
+            ids[index, mask.shape[1] - question.length :] = torch.tensor(question.token_ids[-question.length :])
         return self._runner.model.embed_input_ids(ids.flatten()).view(*mask.shape, -1)
 
     def _scores(self, states: Tensor, mask: Tensor, z: Tensor | None) -> list[Scores]:

@@ -50,9 +50,8 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         num_gpu_blocks_override=48,
         max_num_batched_tokens=96,
         max_num_seqs=32,
-        worker_extension_cls="server.engine.worker.HybridWorker",
     )
-    engine = HybridEngine.from_vllm_config(hybrid_config(args))
+    engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle.manifest))
     router = Router(bundle.manifest.calibration)
     await engine.install(bundle, bundle.manifest.layout.token_ids(base.tokenizer), router, metrics, num_latents=NUM_LATENTS)
     yield engine
@@ -110,6 +109,27 @@ async def test_hidden_states_and_latents_equal_transformers(
         assert torch.tensor(states).shape == want["states"].shape
         assert cosine_similarity(torch.tensor(states), want["states"], dim=-1).min() > 0.9999
         assert cosine_similarity(torch.tensor(z), want["z"], dim=-1).min() > 0.999
+
+
+async def test_what_the_prefix_cache_holds_is_read_with_it(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase, bundle: Bundle
+) -> None:
+    """Whoever computed it: a question that was read, or a chain that was written; while others evict it, and after a reset."""
+    asked = [[*prompts[i], *prompts[i + 1]] for i in range(4)]
+    for attempt in range(4):
+        wrote = await generate(engine, asked[0], Mode.EXPLICIT, f"wrote-{attempt}", max_tokens=70, ignore_eos=True)
+        conversation = [*asked[0], *wrote[1], *prompts[9]]  # its middle was generated
+        found = await asyncio.gather(*(engine.inspect(ids, NUM_LATENTS) for ids in (conversation, *asked[1:], *prompts[10:20])))
+        for ids, (states, z) in zip((conversation, *asked[1:]), found, strict=False):
+            prompt = base.read([ids])
+            with torch.no_grad():
+                want = bundle.reasoning_net()(prompt.hidden_states, prompt.embeddings, prompt.mask, NUM_LATENTS)[0]
+            assert cosine_similarity(torch.tensor(states), prompt.hidden_states[0], dim=-1).min() > 0.9999
+            assert cosine_similarity(torch.tensor(z), want, dim=-1).min() > 0.999
+        record, _ = await generate(engine, conversation, Mode.LATENT, f"turn-{attempt}")
+        assert record.cached_tokens >= (len(conversation) - 1) // 32 * 32 - 32, "nothing of this was read from the cache"
+        if attempt == 2:
+            await engine.reset_prefix_cache()
 
 
 async def test_seeds_repeat_and_survive_prefill_in_parts(engine: HybridEngine, prompts: list[list[int]]) -> None:
@@ -189,10 +209,10 @@ async def test_nothing_is_kept_when_requests_end(engine: HybridEngine, prompts: 
             engine, prompts[0], Mode.DIRECT, f"flush-{attempt}", max_tokens=1
         )  # an engine step reports finished requests
         (state, *_) = await engine.collective_rpc("latentserve_state")
-        if not (state["latents"] or state["partial_prompts"]):
+        if not state["latents"]:
             break
         await asyncio.sleep(0.05)
-    assert (state["latents"], state["partial_prompts"]) == (0, 0)
+    assert state["latents"] == 0
 
 
 async def test_idle_time_compares_answers_with_another_modes(
