@@ -19,7 +19,7 @@ from transformers import Qwen3ForCausalLM
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.base import model_config, save
-from reasoning_net.demo.questions import Question, questions
+from reasoning_net.demo.questions import FAMILIES, Question, questions
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.manifest import Manifest
@@ -119,7 +119,7 @@ def bundle() -> Bundle:
 @pytest.fixture(scope="session")
 def asked() -> list[Question]:
     """Held-out questions."""
-    return list(islice(questions(99, "test"), 64))
+    return list(islice(questions(99, "test", families=FAMILIES), 64))
 
 
 @pytest.fixture(scope="session")

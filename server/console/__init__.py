@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from starlette.staticfiles import StaticFiles
 
-from reasoning_net.demo.questions import questions
+from reasoning_net.demo.questions import FAMILIES, SEEN, questions
 
 _FILES = Path(__file__).parent / "static"
 _HEADERS = {
@@ -60,10 +60,11 @@ def _general_examples() -> list[Example]:
 
 
 def _demo_examples() -> list[Example]:
-    """Held-out questions of the demo, two each of few, some and many steps."""
+    """Held-out questions of the demo, two each of few and of many steps, and of a family that the network was not trained on."""
 
-    def fitting(kind: str, steps: tuple[int, ...]) -> Iterator[Example]:
-        for found in itertools.islice((q for q in questions(5, "test") if q.steps in steps), 2):
+    def fitting(kind: str, steps: tuple[int, ...], families: tuple[str, ...]) -> Iterator[Example]:
+        for found in itertools.islice((q for q in questions(5, "test", families=families) if q.steps in steps), 2):
             yield Example(label=f"{kind}: {found.steps} steps, {found.family}", question=found.question)
 
-    return [*fitting("easy", (1, 2)), *fitting("medium", (4, 5)), *fitting("hard", (7, 8))]
+    unseen = tuple(family for family in FAMILIES if family not in SEEN)
+    return [*fitting("easy", (1, 2), SEEN), *fitting("hard", (7, 8), SEEN), *fitting("unseen", (4, 5, 6), unseen)]

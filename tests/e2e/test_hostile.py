@@ -149,6 +149,33 @@ def test_bodies_that_are_none(http: httpx.Client, path: str, raw: str) -> None:
     assert response.status_code == 400, response.text
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"regex": "(a+)+$"},
+        {"regex": "(a|aa)+b"},
+        {"regex": "((a{0,20}){0,20}){0,20}"},
+        {"regex": "(?=a)"},
+        {"choice": [f"{number:020}" for number in range(5000)]},
+        {"json": {}},
+        {"json": {"enum": [f"{number:020}" for number in range(5000)]}},
+        {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}},
+        {"json": {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(400)}}},
+        {"grammar": "root ::= " + " | ".join(f'"{number}"' for number in range(2000))},
+    ],
+    ids=lambda constraint: "-".join([*constraint, str(next(iter(constraint.values())))[:24]]),
+)
+async def test_patterns_that_explode_hold_nobody_up(server: str, asked: list[Question], constraint: dict[str, Any]) -> None:
+    """Each is answered or refused in bounded time, and a neighbour is answered meanwhile."""
+    body = {"model": "demo", "mode": "direct", "messages": messages(asked[0]), "max_tokens": 8}
+    async with httpx.AsyncClient(base_url=server, timeout=60) as client:
+        hostile = asyncio.ensure_future(client.post(CHAT, json=body | {"structured_outputs": constraint}))
+        for _ in range(3):
+            assert (await client.post(CHAT, json=body, timeout=20)).status_code == 200
+        response = await hostile
+        assert response.status_code in (200, 400), response.text
+
+
 def test_several_prompts_have_no_one_mode(http: httpx.Client, asked: list[Question]) -> None:
     body = {"model": "demo", "prompt": [q.question for q in asked[:8]], "max_tokens": 8}
     response = http.post("/v1/completions", json=body | {"mode": "auto"})
