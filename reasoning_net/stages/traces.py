@@ -113,15 +113,16 @@ def _trace(example: Example, reply: Reply, task: Task) -> Trace:
 
 def keep_whole_batches(path: Path, batch_size: int) -> int:
     """Cut what a killed run wrote of its last batch; the number of traces that stay."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    *lines, cut = path.read_text().split("\n") if path.exists() else [""]
     whole = len(lines) // batch_size * batch_size
-    if whole < len(lines):
-        path.write_text("".join(lines[:whole]))
+    if cut or whole < len(lines):
+        path.write_text("".join(f"{line}\n" for line in lines[:whole]))
     return whole
 
 
 def read_traces(path: Path) -> list[Trace]:
-    return [Trace(**json.loads(line)) for line in path.read_text().splitlines()]
+    with path.open() as lines:  # a chain may hold other characters that `splitlines` takes for ends
+        return [Trace(**json.loads(line)) for line in lines]
 
 
 def _counts(traces: list[Trace]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _general_examples() -> list[Example]:
 
 
 def _demo_examples() -> list[Example]:
-    """Held-out questions of the demo, two each of few and of many steps, and of a family that the network was not trained on."""
+    """Held-out questions of the demo, two each of few steps, of many, and of a family that the network was not trained on."""
 
     def fitting(kind: str, steps: tuple[int, ...], families: tuple[str, ...]) -> Iterator[Example]:
         for found in itertools.islice((q for q in questions(5, "test", families=families) if q.steps in steps), 2):

@@ -254,13 +254,14 @@ class Passes:
         return self.question.prompt_with(suffix), params, options
 
     def _count_cached(self, output: RequestOutput) -> None:
-        """What the client's prompt found in the cache: the first pass knows; the later ones find what that one left."""
-        length = len(self.question.token_ids)
-        if self.record.cached_tokens is None and output.num_cached_tokens is not None:
-            self.record.cached_tokens = min(output.num_cached_tokens, length)
-        output.num_cached_tokens = self.record.cached_tokens
+        """What the client's prompt found in the cache, and left there: the first pass knows; later ones find what it left."""
+        length, record = len(self.question.token_ids), self.record
+        if record.cached_tokens is None and output.num_cached_tokens is not None:
+            record.cached_tokens = min(output.num_cached_tokens, length)
+            record.cache_creation_tokens = min(output.num_cache_creation_tokens or 0, length - record.cached_tokens)
+        output.num_cached_tokens = record.cached_tokens
         if output.num_cache_creation_tokens is not None:
-            output.num_cache_creation_tokens = min(output.num_cache_creation_tokens, length - (output.num_cached_tokens or 0))
+            output.num_cache_creation_tokens = record.cache_creation_tokens
 
 
 def read_params(work: Read, logprobs: int) -> SamplingParams:

@@ -55,6 +55,7 @@ class Record:
     """None without tracing."""
     prompt_tokens: int = 0
     cached_tokens: int | None = None
+    cache_creation_tokens: int = 0
     """Of the prompt: found in the prefix cache before anything of this request was there."""
     scores: Scores | None = None
     """What reading found out; None where nothing was read."""

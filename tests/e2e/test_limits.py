@@ -264,11 +264,11 @@ async def test_a_client_that_does_not_read_is_cut_off(small: str, asked: list[Qu
     options = {"mode": "direct", "n": 4, "logprobs": True, "top_logprobs": 20, "ignore_eos": True, "max_tokens": 1200}
     message = {"role": "user", "content": asked[0].question}
     body = json.dumps({"model": "demo", "messages": [message], "stream": True} | options).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer free\r\nContent-Length: {len(body)}\r\n\r\n"
+    fields = f"Host: a\r\nAuthorization: Bearer free\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     with socket.socket() as unread:
         unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         unread.connect(("127.0.0.1", int(small.rpartition(":")[2])))
-        unread.sendall(head.encode() + body)
+        unread.sendall(f"POST {CHAT} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body)
         await until(small, "latentserve_requests_in_flight", lambda value: value == 4)
         generated = await gauge(small, "vllm:generation_tokens_total")
         await until(small, "latentserve_requests_in_flight", lambda value: value == 0)

@@ -34,6 +34,7 @@ def test_a_replayed_step_leaves_the_gradients_of_a_step() -> None:
             torch.testing.assert_close(parameter.grad, gradient)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, while it compiles
 def test_compiled_parts_compute_what_they_did() -> None:
     plain, compiled = (nn.Sequential(nn.Linear(8, 8), Qwen3RMSNorm(8)) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())

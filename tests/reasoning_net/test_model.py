@@ -7,10 +7,11 @@ from reasoning_net.config import ReasoningNetConfig
 from reasoning_net.model import ReasoningNet
 
 
-def network(conditioner: str, num_rounds: int = 1) -> ReasoningNet:
+def network(conditioner: str, num_rounds: int = 1, max_prompt_tokens: int | None = None) -> ReasoningNet:
     torch.manual_seed(0)
     config = ReasoningNetConfig(
         base_hidden_size=24, num_latent_tokens=32, num_rounds=num_rounds, conditioner=conditioner, hidden_size=32,
+        max_prompt_tokens=max_prompt_tokens,
         intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
     return ReasoningNet(config, embedding_rms=0.7).eval()
