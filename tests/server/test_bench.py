@@ -27,6 +27,7 @@ from server.bench.figures import Request, markdown, ratios, summarise
 from server.bench.load import ALONE, Lengths, Load, arrivals, load_points, mixes
 from server.bench.random_weights import SHAPES, write_base, write_bundle
 from server.settings import DEMO_MODEL
+from tests.e2e.test_modes import metric
 from tests.server.cli import Ended, failure, run
 
 BUSY = Load("closed", 64)
@@ -293,6 +294,24 @@ def test_all_arms_at_all_load_points(server: str, tmp_path: Path) -> None:
         due = [r["started"] for r in requests if (r["arm"], r["round"], r["load"]["loop"]) == (arm, 1, "open")]
         assert sorted(due) == pytest.approx(arrivals(20.0, 4, random.Random("arrivals 1 1")))
     assert len(list(tmp_path.glob("*.png"))) == 7
+
+
+def test_a_conversation_is_measured_turn_by_turn(server: str, tmp_path: Path) -> None:
+    """What came before stands in each prompt, and is not computed again."""
+    before = metric(server, "vllm:prefix_cache_hits_total")
+    result = bench(
+        "--url", server, "--conversation", "4", "--modes", "latent,explicit", "--requests", "64", "--rounds", "1",
+        "--max-tokens", "4", "--system-words", "100", "--warmup", "0", "--output", str(tmp_path),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    content = json.loads((tmp_path / "bench.json").read_text())
+    figures = {(f["load"]["value"], f["arm"]): f for f in content["figures"]}
+    assert set(figures) == {(turn, arm) for turn in (1, 2, 3, 4) for arm in ("latent", "explicit")}
+    assert all(f["requests"] == 2 and f["errors"] == {} for f in figures.values())
+    assert set(content["ratios"]) == {"latent ÷ explicit, first token of turn 4"}
+    hits = metric(server, "vllm:prefix_cache_hits_total") - before
+    assert hits > 2 * 2 * 3 * 96, "the system prompt, from the second turn on"
+    assert (tmp_path / "turns.png").is_file()
 
 
 def test_vllm_bench_serve(server: str) -> None:
