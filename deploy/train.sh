@@ -39,4 +39,7 @@ if [[ -n ${GRPO:-} ]]; then
 fi
 latentserve bundle --model "$model" --net "$net" --output "$out/bundle" --num-latent-tokens "$latents" "${pack[@]}"
 latentserve router fit --model "$model" --bundle "$out/bundle" "${fit[@]}"
+if [[ -z ${MODEL:-} && -z $quick ]]; then  # greedy answers are surer than those that it was fitted on
+  latentserve router calibrate --bundle "$out/bundle" --explicit-share 0.2
+fi
 echo "Serve it: latentserve serve --model $model --bundle $out/bundle"
