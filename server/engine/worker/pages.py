@@ -33,9 +33,8 @@ class Pages:
             )
         self._runner, self._group = runner, group
         slots = runner.kv_cache_config.num_blocks * groups[group].kv_cache_spec.block_size
-        self._rows = torch.empty(
-            (slots, num_states, runner.model_config.get_hidden_size()), dtype=runner.dtype, device=runner.device
-        )
+        size = (slots, num_states, runner.model_config.get_hidden_size())
+        self._rows = torch.empty(size, dtype=runner.dtype, device=runner.device).zero_()  # all of it is there from the start
 
     def write(self, states: Tensor) -> None:
         """The states of all tokens of a step, (1 + L, T, d)."""
