@@ -103,6 +103,8 @@ class ReasoningModes:
         token = current.set(record)
         writer = RouteWriter(send, record, get_route_path(scope), self._terms.reasoning_content)
         try:
+            if record.quota and record.ask.must_think and (reason := record.quota.claim()):
+                return await writer.fail(reason)  # before anything is read for it
             await self._run(scope, client, client.receive, writer)
             if record.restarts and record.failure is None:
                 await writer.restart()

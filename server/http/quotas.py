@@ -17,6 +17,7 @@ from server.http.errors import OverloadedError
 from server.http.keys import Key
 
 _HOUR = 3600
+_THINKING = "thinking_tokens_per_minute"
 _ENOUGH = 2000  # generated tokens of an hour, below which nobody is called an amplifier
 
 
@@ -53,8 +54,8 @@ class Quota:
         if not self._limiter.test(RateLimitItemPerMinute(most), self.key.name, name):
             raise self._exceeded(name, most)
 
-    def reserve(self, tokens: float) -> OverloadedError | None:
-        """Room for an answer that is thought through in text, with so many tokens predicted; else what stands in its way."""
+    def claim(self) -> OverloadedError | None:
+        """A place for an answer that is thought through in text, before anything is read; else what stands in its way."""
         key, most = self.key, self.key.thinking_tokens_per_minute
         if self._is_thinking:
             return None
@@ -68,32 +69,46 @@ class Quota:
                 f"This key's answers were more than {key.max_amplification:g} times as long as its prompts in the last hour.",
                 "max_amplification", self._seconds_left("generated", _HOUR),
             )  # fmt: skip
-        if most is not None:
-            cost = min(most, max(1, math.ceil(tokens)))  # what is longer than the whole limit waits for all of it
-            if not self._limiter.test(RateLimitItemPerMinute(most), key.name, "thinking_tokens_per_minute", cost=cost):
-                return self._exceeded("thinking_tokens_per_minute", most)
-            self._count("thinking_tokens_per_minute", most, cost)
-            self._reserved, self._resets = self._reserved + cost, self._reset("thinking_tokens_per_minute", most)
+        if most is not None and not self._limiter.test(RateLimitItemPerMinute(most), key.name, _THINKING):
+            return self._exceeded(_THINKING, most)
         self._is_thinking = True
         self._thinking[key.name] += 1
         return None
 
-    def settle(self, prompt_tokens: int, thinking_tokens: int, generated_tokens: int) -> None:
-        """The request has ended: what was reserved becomes what it came to."""
+    def reserve(self, tokens: float) -> OverloadedError | None:
+        """So many tokens, as they are predicted, for an answer that is thought through in text; else what stands in its way."""
+        if (reason := self.claim()) is not None:
+            return reason
+        most = self.key.thinking_tokens_per_minute
+        if most is not None and not self._reserved:
+            cost = min(most, max(1, math.ceil(tokens)))  # what is longer than the whole limit waits for all of it
+            if not self._limiter.test(RateLimitItemPerMinute(most), self.key.name, _THINKING, cost=cost):
+                self._leave()
+                return self._exceeded(_THINKING, most)
+            self._count(_THINKING, most, cost)
+            self._reserved, self._resets = cost, self._reset(_THINKING, most)
+        return None
+
+    def _leave(self) -> None:
         if self._is_thinking:
             self._thinking[self.key.name] -= 1
-        if self._is_thinking and (most := self.key.thinking_tokens_per_minute) is not None:
-            is_same_minute = self._reset("thinking_tokens_per_minute", most) == self._resets
+            self._is_thinking = False
+
+    def settle(self, prompt_tokens: int, thinking_tokens: int, generated_tokens: int) -> None:
+        """The request has ended: what was reserved becomes what it came to."""
+        if self._reserved and (most := self.key.thinking_tokens_per_minute) is not None:
+            is_same_minute = self._reset(_THINKING, most) == self._resets
             rest = thinking_tokens - self._reserved
             # What was reserved in a minute that is over is no credit for this one.
-            self._count("thinking_tokens_per_minute", most, rest if is_same_minute else max(0, rest))
+            self._count(_THINKING, most, rest if is_same_minute else max(0, rest))
         if self.key.tokens_per_minute is not None:
             self._count("tokens_per_minute", self.key.tokens_per_minute, prompt_tokens + generated_tokens)
         if self.key.max_amplification is not None:
             storage = self._limiter.storage
             storage.incr(f"{self.key.name}/prompt", _HOUR, prompt_tokens)
             storage.incr(f"{self.key.name}/generated", _HOUR, generated_tokens)
-        self._reserved, self._is_thinking = 0, False
+        self._reserved = 0
+        self._leave()
 
     def _count(self, name: str, most: int, tokens: int) -> None:
         item = RateLimitItemPerMinute(most)

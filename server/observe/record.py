@@ -43,6 +43,11 @@ class Ask:
     def is_plain(self) -> bool:
         return not self.mode
 
+    @property
+    def must_think(self) -> bool:
+        """Whether the answer is thought through in text, whatever is found out about the question."""
+        return self.mode in (Mode.EXPLICIT, Mode.LATENT_EXPLICIT) and not self.only_route
+
 
 @dataclass(slots=True)
 class Record:

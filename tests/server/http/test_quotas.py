@@ -71,3 +71,16 @@ def test_who_makes_the_server_write_much_for_little_thinks_no_more() -> None:
     assert quotas.enter(alice).reserve(10) is None, "a single long answer is no attack"
     quotas.enter(alice).settle(10, 2900, 3000)
     assert quotas.enter(alice).reserve(10).reason == "max_amplification"
+
+
+def test_a_place_is_claimed_before_anything_is_read_and_given_back() -> None:
+    quotas, alice = Quotas(), key(concurrent_explicit=1, thinking_tokens_per_minute=300)
+    first, second = quotas.enter(alice), quotas.enter(alice)
+    assert first.claim() is None
+    assert second.claim().reason == "concurrent_explicit"
+    second.settle(0, 0, 0)
+    assert first.reserve(300) is None
+    first.settle(10, thinking_tokens=300, generated_tokens=310)
+    assert second.claim().reason == "thinking_tokens_per_minute", "nothing is left of the minute"
+    third = quotas.enter(key(concurrent_explicit=1))
+    assert third.claim() is None, "a claim that was refused holds no place"
