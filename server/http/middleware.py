@@ -53,7 +53,10 @@ class ReasoningModes:
             return await self._app(scope, receive, send)
         received, path, headers = time.perf_counter(), get_route_path(scope), Headers(scope=scope)
         trace = Trace(path, headers, received) if self._observers.trace and path in GENERATING_PATHS else None
+        key = client_key.get()
         try:
+            # Before a body is read for it: what a limit refuses costs as little as can be.
+            quota = self._quotas.enter(key) if key and path in GENERATING_PATHS else None
             raw = await read_body(headers, receive, self._bounds.body_mib, self._bounds.client_seconds)
             if raw is None:
                 return None  # the client left
@@ -63,8 +66,6 @@ class ReasoningModes:
             given = contract.check_id(headers.get(ID_HEADER) or body.get("request_id"), ID_HEADER)
             answers, seconds = contract.count_answers(body), contract.take_seconds(body, self._bounds.answer_seconds)
             ask = contract.read_ask(path, body, headers.get(MODE_HEADER), self._terms)
-            key = client_key.get()
-            quota = self._quotas.enter(key) if key else None
             with self._admission.admit(answers) as end:
                 client = Client(contract.encode(body), receive, seconds, end)
                 record = Record(ask, started=received, request_id=given or uuid.uuid4().hex, quota=quota)
