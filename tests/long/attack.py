@@ -138,4 +138,4 @@ async def test_a_client_beside_an_attack(tmp_path: Path) -> None:
                 figures[key]["p95 / quiet"] = round((figures[key]["p95"] or float("inf")) / figures["quiet"]["p95"], 2)
     print(json.dumps(figures, indent=2))
     assert figures["limited"]["codes"] == {200: PER_SECOND * SECONDS}, "nobody else is refused"
-    assert figures["limited"]["p95 / quiet"] <= 1.2
+    assert figures["limited"]["p95 / quiet"] <= 1.2, "on two cores, which clients and server share"
