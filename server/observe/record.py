@@ -60,8 +60,9 @@ class Record:
     """None without tracing."""
     prompt_tokens: int = 0
     cached_tokens: int | None = None
-    cache_creation_tokens: int = 0
     """Of the prompt: found in the prefix cache before anything of this request was there."""
+    cache_creation_tokens: int = 0
+    """Of the prompt: left in the prefix cache."""
     scores: Scores | None = None
     """What reading found out; None where nothing was read."""
     policy: Policy | None = None
