@@ -16,9 +16,8 @@ class ReasoningNetConfig(BaseModel):
 
     `conditioner` says what of the base's hidden states the network reads: the final state at the last prompt position, as
     in the paper (`last`); the final states of all positions (`all`), which pays where one vector of a small base does not hold
-    the question; or of all positions the final states
-    and the first ones, which are the token embeddings (`all+embeddings`): final states are about the next token, and a
-    small base forgets in them what the current one was.
+    the question; or of all positions the final states and the first ones, which are the token embeddings (`all+embeddings`):
+    final states are about the next token, and a small base forgets in them what the current one was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -70,15 +70,17 @@ class Manifest(BaseModel):
         """Hidden states that must be at hand for each position of a prompt: the final one, and those of the probe's earlier
         layers; 0 where the last position says enough."""
         by_network = self.reasoning_net is not None and self.reasoning_net.reads_all_positions
-        by_probe = self.probe is not None and "mean" in self.probe.features
-        return 1 + len(self.probe.layers if self.probe else ()) if by_network or by_probe else 0
+        return 1 + len(self.probe.layers if self.probe else ()) if by_network or self._averages else 0
 
     @property
     def prompt_window(self) -> int | None:
         """How many positions at a prompt's end are read; None: all."""
-        if self.reasoning_net is None or (self.probe and "mean" in self.probe.features):
-            return None
-        return self.reasoning_net.max_prompt_tokens
+        return None if self.reasoning_net is None or self._averages else self.reasoning_net.max_prompt_tokens
+
+    @property
+    def _averages(self) -> bool:
+        """Whether the probe reads the mean over all positions."""
+        return self.probe is not None and "mean" in self.probe.features
 
     def check_num_latents(self, number: int | None, name: str) -> None:
         """Raise `ValueError` for more latents than the network computes."""

@@ -103,6 +103,10 @@ class BenchConfig:
             return self.lengths.limit(mode)
         return {"max_tokens": self.max_tokens} if self.max_tokens else {}
 
+    def body(self, model: str, messages: list[dict[str, str]], mode: Arm | None) -> dict[str, Any]:
+        """Of a greedy request."""
+        return {"model": model, "messages": messages, "temperature": 0} | (mode.body() if mode else {}) | self.limit(mode)
+
 
 @dataclass(frozen=True, slots=True)
 class _Server:
@@ -194,9 +198,8 @@ class Bench:
         progress.set_description(f"conversation, {arm.name}")
         for load, example, mode in zip(config.loads, examples, modes, strict=True):
             messages += example.messages
-            body = {"model": server.model, "messages": messages, "temperature": 0} | (mode.body() if mode else {})
             due = time.perf_counter()
-            answer = await complete(server.client, body | config.limit(mode), due)
+            answer = await complete(server.client, config.body(server.model, messages, mode), due)
             self.records.append(Request(arm.name, load, round_, due - start, answer))
             messages.append({"role": "assistant", "content": example.reply or example.answer})
             progress.update()
@@ -217,12 +220,7 @@ class Bench:
             )
         tag = {"role": "system", "content": f"Be brief. {self._run} {round_} {load} {arm.name}"}
         drawn = arm.draw(n, random.Random(f"{arm.name} {load} {seed}"))
-        return [
-            {"model": model, "messages": [tag, *messages], "temperature": 0}
-            | (mode.body() if mode else {})
-            | config.limit(mode)
-            for messages, mode in zip(questions, drawn, strict=True)
-        ]
+        return [config.body(model, [tag, *messages], mode) for messages, mode in zip(questions, drawn, strict=True)]
 
     @asynccontextmanager
     async def _server(self, url: str) -> AsyncIterator[_Server]:
