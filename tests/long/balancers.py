@@ -6,6 +6,7 @@ Nothing that was let in is lost or answered twice; what a full or ending server 
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -26,6 +27,8 @@ from tests.conftest import free_port
 
 CHAT = "/v1/chat/completions"
 ASKED = [question.question for question in islice(questions(78, "test"), 64)]
+RUN, WAIT = 4, 4
+HOLDS = RUN + WAIT  # a server
 LONG = {"mode": "explicit", "max_tokens": 400, "ignore_eos": True}
 
 
@@ -72,8 +75,9 @@ async def replicas(directory: Path) -> AsyncIterator[list[Replica]]:
         output = (directory / f"{name}.txt").open("wb")
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "server.cli", "serve", "--port", str(port), "--decision-log", str(log),
-            "--drain-seconds", "60", "--max-num-seqs", "4", "--max-num-queued-reqs", "4",
+            "--drain-seconds", "60", "--max-num-seqs", str(RUN), "--max-num-queued-reqs", str(WAIT),
             stdout=output, stderr=output,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # both on all cores: 20 times slower
         )  # fmt: skip
         found.append(Replica(port, log, process))
     try:
@@ -138,8 +142,10 @@ async def ask(client: httpx.AsyncClient, number: int, session: str, ids: dict[st
     ids[id_] = await client.post(CHAT, json={"model": "demo", "messages": messages, "max_tokens": 24} | body, headers=headers)
 
 
-@pytest.mark.parametrize("balancer", [envoy, vllm_router], ids=["envoy", "vllm-router"])
-async def test_nothing_is_lost_or_answered_twice(tmp_path: Path, balancer: Any) -> None:
+@pytest.mark.parametrize(("balancer", "of_burst"), [(envoy, 14), (vllm_router, HOLDS)], ids=["envoy", "vllm-router"])
+async def test_nothing_is_lost_or_answered_twice(tmp_path: Path, balancer: Any, of_burst: int) -> None:
+    """`of_burst`: answers that at least come where one session sends 14. Envoy tries the other server after a 429;
+    vllm-router the same one again, as its hash says, and then the client hears of it."""
     async with (
         replicas(tmp_path) as (a, b),
         balancer(tmp_path, [a, b]) as url,
@@ -156,23 +162,22 @@ async def test_nothing_is_lost_or_answered_twice(tmp_path: Path, balancer: Any) 
         assert all(count % 4 == 0 for count in counts)
         assert all(counts), "both have sessions"
 
-        # One session fills its server: what that did not let in, the other one answers.
+        # One session fills its server.
         burst: dict[str, httpx.Response] = {}
         await asyncio.gather(*(ask(client, i, "p", burst, **LONG) for i in range(14)))
         codes = Counter(response.status_code for response in burst.values())
         assert set(codes) <= {200, 429}, codes
-        assert codes[200] > 8, "more than one server holds"
+        assert codes[200] >= of_burst, codes
 
-        # One is told to end: what it has let in ends there, what comes goes to the other one.
+        # One is told to end: what it has let in ends there, what comes goes to the other one, which has room for all.
         drained: dict[str, httpx.Response] = {}
-        first = [asyncio.create_task(ask(client, i, session, drained, **LONG)) for i, session in enumerate("pqrstu")]
+        first = [asyncio.create_task(ask(client, i, session, drained, **LONG)) for i, session in enumerate("pqrs")]
         await asyncio.sleep(0.5)
         a.process.send_signal(signal.SIGTERM)
-        second = [asyncio.create_task(ask(client, i, session, drained, mode="direct")) for i, session in enumerate("pqrstuvw")]
+        second = [asyncio.create_task(ask(client, i, session, drained, mode="direct")) for i, session in enumerate("tuvw")]
         await asyncio.gather(*first, *second)
         codes = Counter(response.status_code for response in drained.values())
-        assert set(codes) <= {200, 429}, (codes, [r.text[:200] for r in drained.values() if r.status_code not in (200, 429)])
-        assert codes[200] >= 8
+        assert set(codes) == {200}, (codes, [r.text[:200] for r in drained.values() if r.status_code != 200])
         assert await asyncio.wait_for(a.process.wait(), 60) == 0
 
         given = {id_ for id_, response in (sessions | burst | drained).items() if response.status_code == 200}

@@ -176,7 +176,7 @@ def test_clients_that_hold_connections_harm_nobody(server: Server) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(400):
             stack.enter_context(connect(b""))
-        assert server.process.num_fds() >= 250
+        until(lambda: server.process.num_fds() >= 250, 10, every=0.01)
     until(lambda: server.status("/health") == 200, 10)
     chat = httpx.post(server.url + CHAT, json=explicit(8, **ASKED), timeout=30)
     assert chat.json()["usage"]["completion_tokens"] == 8
