@@ -77,7 +77,7 @@ async def replicas(directory: Path) -> AsyncIterator[list[Replica]]:
             sys.executable, "-m", "server.cli", "serve", "--port", str(port), "--decision-log", str(log),
             "--drain-seconds", "60", "--max-num-seqs", str(RUN), "--max-num-queued-reqs", str(WAIT),
             stdout=output, stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # both on all cores: 20 times slower
+            env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # both on all: 20 × slower
         )  # fmt: skip
         found.append(Replica(port, log, process))
     try:
