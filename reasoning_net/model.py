@@ -66,20 +66,24 @@ class ReasoningNet(nn.Module):
         if (most := self.config.max_prompt_tokens) is not None:
             hidden_states, embeddings, mask = hidden_states[:, -most:], embeddings[:, -most:], mask[:, -most:]
         queries = self.queries[: num_latents or self.config.num_latent_tokens]  # (N, w)
-        states, read = self._enter(hidden_states, embeddings), DynamicCache()  # (B, T, w)
+        states = self._enter(hidden_states, embeddings)  # (B, T, w)
         if self.config.reads_all_positions:
-            seen, first = mask, queries.expand(len(states), -1, -1)
-            self._attend(states, _allowed(mask, mask.shape[1], is_causal=False), _positions(mask), read)
+            read, seen, first = states, mask, queries.expand(len(states), -1, -1)
         else:
-            seen, first = mask[:, :0], states[:, -1:] * queries
+            read, seen, first = states[:, :0], mask[:, :0], states[:, -1:] * queries
         if made is not None:
             first = first + self._enter(*made) + self.second_round
         keys = torch.cat([seen, seen.new_ones(len(seen), len(queries))], dim=1)  # (B, C + N)
-        allowed, positions = _allowed(keys, len(queries), is_causal=True), _positions(keys)[:, -len(queries) :]
-        outputs = self._attend(first, allowed, positions, read)
-        for round_ in range(1, num_rounds or self.config.num_rounds):
-            read.crop(-len(queries))  # what the round before has left
-            outputs = self._attend(first + outputs + self.rounds[round_ - 1], allowed, positions, read)
+        allowed, positions = _allowed(keys, seen.shape[1]), _positions(keys)
+        num_rounds = num_rounds or self.config.num_rounds
+        cache = DynamicCache() if num_rounds > 1 else None
+        # The prompt and the queries of the first round in one go: a pass costs more than its rows.
+        outputs = self._attend(torch.cat([read, first], dim=1), allowed, positions, cache)[:, -len(queries) :]
+        for round_ in range(1, num_rounds):
+            assert cache is not None
+            cache.crop(-len(queries))  # what the round before has left
+            inputs = first + outputs + self.rounds[round_ - 1]
+            outputs = self._attend(inputs, allowed[:, :, -len(queries) :], positions[:, -len(queries) :], cache)
         z = self.f_out(outputs)
         return rms_norm(z, z.shape[-1:]) * self.scale
 
@@ -89,10 +93,14 @@ class ReasoningNet(nn.Module):
             inputs = torch.cat([inputs, rms_norm(embeddings, embeddings.shape[-1:])], dim=-1)
         return self.f_in(inputs)
 
-    def _attend(self, inputs: Tensor, allowed: Tensor, positions: Tensor, read: DynamicCache) -> Tensor:
-        """The backbone on `inputs` (B, Q, w), after what was read."""
+    def _attend(self, inputs: Tensor, allowed: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
+        """The backbone on `inputs` (B, Q, w), after what is cached."""
         return self.backbone(
-            inputs_embeds=inputs, attention_mask=allowed, position_ids=positions, past_key_values=read, use_cache=True
+            inputs_embeds=inputs,
+            attention_mask=allowed,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
 
 
@@ -100,14 +108,14 @@ def _positions(keys: Tensor) -> Tensor:
     return (keys.long().cumsum(1) - 1).clamp(min=0)
 
 
-def _allowed(keys: Tensor, num_queries: int, *, is_causal: bool) -> Tensor:
-    """Which keys (B, K) the last Q of them attend to, (B, 1, Q, K) bool: all that are tokens, but for those behind them; and
-    themselves, always."""
-    own = torch.eye(num_queries, keys.shape[1], dtype=torch.bool, device=keys.device).roll(keys.shape[1] - num_queries, 1)
-    rows = keys[:, None, :].expand(-1, num_queries, -1)
-    if is_causal:
-        rows = rows.tril(keys.shape[1] - num_queries)
-    return (rows | own)[:, None]
+def _allowed(keys: Tensor, num_read: int) -> Tensor:
+    """Which keys (B, K) each of them attends to, (B, 1, K, K) bool: of those that are tokens, all of the first `num_read`, and
+    after them those before it; and itself, always."""
+    length = keys.shape[1]
+    visible = keys.new_ones(length, length).tril()
+    visible[:, :num_read] = True
+    own = torch.eye(length, dtype=torch.bool, device=keys.device)
+    return (keys[:, None, :] & visible | own)[:, None]
 
 
 def embedding_rms(embeddings: Tensor) -> float:

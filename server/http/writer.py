@@ -12,7 +12,9 @@ from server.http.contract import MODE_HEADER, SCORE_HEADER, Body
 from server.http.errors import LatentserveError
 from server.observe.record import Record
 
-_FAILURES = {400: "invalid", 401: "denied", 403: "denied", 404: "not_found", 429: "overloaded", 504: "deadline"}
+_FAILURES = {
+    400: "invalid", 401: "denied", 403: "denied", 404: "not_found", 429: "overloaded", 503: "unavailable", 504: "deadline",
+}  # fmt: skip
 # Of events that end a choice, carry the whole usage, or end a response or a message. In text, quotes are escaped.
 _LAST = (
     b'"finish_reason":"', b'"choices":[]', b'"type":"response.completed"', b'"type":"response.incomplete"',

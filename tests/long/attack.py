@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ async def attacked(url: str, key: str, prompts: Path) -> AsyncIterator[Attack]:
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     yield found
-    output, _ = await process.communicate()
+    output, _ = await process.communicate(b"")
     for name, value in json.loads(output).items():
         setattr(found, name, value)
 
@@ -170,4 +170,4 @@ async def test_a_client_beside_an_attack(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     os.nice(19)
-    print(json.dumps(asdict(asyncio.run(attack_until_told(*sys.argv[1:3], json.loads(Path(sys.argv[3]).read_text()))))))
+    print(json.dumps(vars(asyncio.run(attack_until_told(*sys.argv[1:3], json.loads(Path(sys.argv[3]).read_text()))))))

@@ -192,6 +192,8 @@ async def test_a_signal_lets_running_requests_end(server: Server) -> None:
         refused = await http.post(CHAT, json=explicit(8, **ASKED))
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) > 0
+        counted = 'latentserve_failures_total{requested="unknown",type="unavailable"} 1.0'  # no alert: nothing is broken
+        assert counted in (await http.get("/metrics")).text
         answers = {path: await task for path, task in tasks.items()}
     assert {answer.status_code for answer in answers.values()} == {200}
     assert events(answers[CHAT].text)[-1]["choices"][0]["finish_reason"] == "length"
