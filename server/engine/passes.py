@@ -2,6 +2,7 @@
 
 read      X alone; the worker turns its hidden states into a verdict and latents
 answer    [X ; layout of the mode that was decided]; X comes from the prefix cache
+begun     both in one, where a latent answer is likely: its first token brings the verdict, and it goes on if that is decided
 """
 
 import math
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from vllm import SamplingParams
 from vllm.exceptions import GenerationError
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
 
 from router.policy import Decision, Limits, Mode, Scores
-from server.engine.work import Forget, Overlay, Read, Verdict, Work, to_extra_args
+from server.engine.work import Forget, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
 
@@ -61,6 +63,7 @@ class Passes:
         self.has_given = False
         """Whether the client may have seen some of an answer that is still being checked."""
         self._key: str | None = None  # of this question's latents, in the worker
+        self._begun: AsyncGenerator[RequestOutput, None] | None = None  # an answer, from its first token on
         self._holds_permit = self._keeps_latents = self._finished = False
 
     @property
@@ -73,16 +76,60 @@ class Passes:
         return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap, self.engine.hybrid.thinking)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Verdict]:
+    async def reading(self, *, begins: bool = False) -> AsyncIterator[Verdict]:
         """Wait for room for latents, and read the question. Within the context its latents are kept, until an answer that needs
-        none gives the room back."""
-        await self._enter()
+        none gives the room back.
+
+        `begins`: a latent answer is likely to follow. Where one engine request can be both, it is: then nothing is admitted
+        twice, and the engine's own queue is the room.
+        """
+        begins = begins and self._can_begin()
+        if not begins:
+            await self._enter()
         try:
-            yield await self._read()
+            yield await (self._begin() if begins else self._read())
         finally:
+            await self._give_up()
             self._leave()
             if not self._finished and self._key is not None:
                 self.engine.drop_latents(self._key)
+
+    def _can_begin(self) -> bool:
+        """Whether the verdict of one answer can stand in its log-probabilities, and nobody else wants its latents."""
+        hybrid, params = self.engine.hybrid, self.question.params
+        return (
+            self.limits.cheap is Mode.LATENT
+            and not self.limits.thinking.uses_latents
+            and not (self.ask.only_route or hybrid.chooses(self.ask.num_latents))
+            and params.n == 1
+            and params.logprobs is None
+            and params.output_kind is not RequestOutputKind.CUMULATIVE
+        )
+
+    async def _begin(self) -> Verdict:
+        """Read the question and begin the latent answer; up to its first token."""
+        started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
+        number, params = hybrid.most_latents(self.ask.num_latents), self.question.params.clone()
+        start = len(question.token_ids) + len(hybrid.layout.before_latents)
+        work = Think(uuid.uuid4().hex, number, len(question.token_ids), start)
+        params.logprobs, params.output_kind = Verdict.num_values(hybrid.ladder), RequestOutputKind.DELTA
+        params.extra_args = (params.extra_args or {}) | to_extra_args(work)
+        prompt, options = question.prompt_with(hybrid.layout.latent(number)), question.options | {"reasoning_ended": True}
+        self._begun = self.engine.run(prompt, params, unique_id(question.label), **options)
+        first = await anext(self._begun, None)
+        if first is None or not first.outputs[0].logprobs:
+            raise GenerationError("The engine gave up on this request while it read the question. Try again.")
+        self._count_cached(first)
+        verdict = Verdict.of([entry.logprob for entry in first.outputs[0].logprobs[0].values()], hybrid.ladder)
+        self._begun = _after(first, self._begun)
+        self._has_read(verdict, started)
+        return verdict
+
+    async def _give_up(self) -> None:
+        """An answer that was begun and is not wanted."""
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            await begun.aclose()
 
     async def _enter(self) -> None:
         started = time.perf_counter()
@@ -115,11 +162,14 @@ class Passes:
             verdict = Verdict.of(values, hybrid.ladder)
         else:
             verdict = Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
+        self._has_read(verdict, started)
+        return verdict
+
+    def _has_read(self, verdict: Verdict, started: float) -> None:
         self.record.scores = verdict.scores
         self.record.stages |= {
             "read": time.perf_counter() - started, "network": verdict.network_seconds, "probe": verdict.probe_seconds,
         }  # fmt: skip
-        return verdict
 
     def decide(self, decision: Decision) -> None:
         """Write down how the question is answered; `answer` follows it. Where the key may not think in text, mode auto does
@@ -180,8 +230,17 @@ class Passes:
         assert decision is not None, "decide comes before answer"
         if not decision.mode.uses_latents:
             self._leave()  # a long answer that needs no latents keeps nobody waiting
-        prompt, params, options = self._prepare(decision, params or self.question.params)
-        outputs = self._generated(decision, prompt, params, options)
+        params = params or self.question.params
+        if self._begun is not None and decision.mode is Mode.LATENT and _sample_alike(params, self.question.params):
+            begun, self._begun = self._begun, None
+            outputs = _in_form(self._generated(decision, begun), params)
+        else:
+            await self._give_up()
+            if decision.mode.uses_latents and self._key is None:  # begun otherwise than they are wanted
+                await self._enter()
+                await self._read()
+            prompt, prepared, options = self._prepare(decision, params)
+            outputs = self._generated(decision, self.engine.run(prompt, prepared, unique_id(self.question.label), **options))
         async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -194,10 +253,11 @@ class Passes:
         return calibration is None or scores is None or scores.tokens is None or not scores.tokens <= calibration.longest_tokens
 
     async def _generated(
-        self, decision: Decision, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]
+        self, decision: Decision, outputs: AsyncGenerator[RequestOutput, None]
     ) -> AsyncGenerator[RequestOutput, None]:
+        """What the engine answers, counted."""
         record, hybrid, started = self.record, self.engine.hybrid, time.perf_counter()
-        async with aclosing(self.engine.run(prompt, params, unique_id(self.question.label), **options)) as outputs:
+        async with aclosing(outputs):
             async for output in outputs:
                 if decision.mode.uses_latents and any(hybrid.layout.placeholder in o.token_ids for o in output.outputs):
                     raise GenerationError("The engine lost the latents of this request. Try again.")
@@ -267,6 +327,46 @@ class Passes:
 def read_params(work: Read, logprobs: int) -> SamplingParams:
     """Of a pass that only reads."""
     return SamplingParams(max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, extra_args=to_extra_args(work))
+
+
+async def _after(first: RequestOutput, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
+    """The outputs of which the first one is known."""
+    async with aclosing(outputs):
+        yield first
+        async for output in outputs:
+            yield output
+
+
+def _sample_alike(one: SamplingParams, other: SamplingParams) -> bool:
+    """Whether they differ at most in the form of the answer."""
+    forms = [params.clone() for params in (one, other)]
+    for form in forms:
+        form.logprobs, form.output_kind = None, RequestOutputKind.DELTA
+    return forms[0] == forms[1]
+
+
+async def _in_form(outputs: AsyncGenerator[RequestOutput, None], params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
+    """An answer that was begun, as it is wanted: in parts or as a whole, with log-probabilities or without."""
+    held = list[RequestOutput]()
+    async with aclosing(outputs):
+        async for output in outputs:
+            if params.logprobs is None:
+                for choice in output.outputs:
+                    choice.logprobs = choice.cumulative_logprob = None
+            if params.output_kind is RequestOutputKind.DELTA:
+                yield output
+            else:
+                held.append(output)
+    if held:
+        yield whole(held)
+
+
+def whole(parts: list[RequestOutput]) -> RequestOutput:
+    """The parts of a stream as one output."""
+    first, *rest = parts
+    for part in rest:
+        first.add(part, aggregate=True)
+    return first
 
 
 def finite(decision: Decision, verdict: Verdict) -> Decision:

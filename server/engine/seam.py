@@ -62,10 +62,14 @@ class Hybrid:
         """That may stand in for the chain."""
         return asked if isinstance(asked, int) else self.num_latents
 
+    def chooses(self, asked: NumLatents | None) -> bool:
+        """Whether the number of latents depends on the question."""
+        return asked == "auto" or (asked is None and self.chooses_latents)
+
     def latents_for(self, asked: NumLatents | None, scores: Scores | None) -> int:
         """As many as a question is answered with: those asked for, or as few as suffice."""
         most, calibration = self.most_latents(asked), self.router.calibration
-        if scores is None or calibration is None or not (asked == "auto" or (asked is None and self.chooses_latents)):
+        if scores is None or calibration is None or not self.chooses(asked):
             return most
         return scores.fewest_latents(most, calibration.latent_loss)
 

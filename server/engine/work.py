@@ -1,7 +1,8 @@
 """What a pass asks of the worker, carried in vLLM's `SamplingParams.extra_args`, and what the worker answers.
 
 A pass is one engine request. `Read` and `Overlay` name the latents by a key that only this server knows; `Forget` drops those
-that were computed and are not wanted.
+that were computed and are not wanted. `Think` is both in one: its request is read up to the end of the question, and goes on
+with the latents that were computed there.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,18 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class Think:
+    """Read the first `length` tokens of the prompt as `Read` does, where a step of the scheduler ends for it, and write z over
+    the rows from `start` on. z is dropped when the request ends."""
+
+    kind: ClassVar = "think"
+    key: str
+    num_latents: int
+    length: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """The answer does without latents: drop z."""
 
@@ -43,8 +56,8 @@ class Forget:
     key: str
 
 
-Work = Read | Overlay | Forget
-_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Forget)}
+Work = Read | Overlay | Think | Forget
+_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget)}
 
 
 def to_extra_args(work: Work) -> dict[str, Any]:
@@ -59,8 +72,8 @@ def work_of(extra_args: dict[str, Any] | None) -> Work | None:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the worker found in a `Read`. It travels in the log-probabilities of the one token that the pass samples (and nobody
-    reads), so it costs neither an engine step nor a call."""
+    """What the worker found in a `Read` or a `Think`. It travels in the log-probabilities of the first token that the pass
+    samples, after those of the token itself, so it costs neither an engine step nor a call."""
 
     latents_are_finite: bool
     network_seconds: float
@@ -80,8 +93,9 @@ class Verdict:
         return [*first, *(_ABSENT if s is None else s for s in of_probe)]
 
     @classmethod
-    def of(cls, values: list[float], ladder: tuple[int, ...]) -> "Verdict":
-        finite, network_seconds, probe_seconds, *of_probe = values[: cls.num_values(ladder)]
+    def of(cls, logprobs: list[float], ladder: tuple[int, ...]) -> "Verdict":
+        """From the log-probabilities of the first token, of which the first one is its own."""
+        finite, network_seconds, probe_seconds, *of_probe = logprobs[1 : 1 + cls.num_values(ladder)]
         direct, latent, explicit, tokens = (None if value == _ABSENT else value for value in of_probe[:4])
         rungs = tuple((number, value) for number, value in zip(ladder, of_probe[4:], strict=True) if value != _ABSENT)
         scores = Scores(direct, latent, explicit, tokens, by_latents=rungs)

@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from router.policy import Decision
 from server.engine.modes import ReasoningMode
-from server.engine.passes import Passes, finite
+from server.engine.passes import Passes, finite, whole
 from server.engine.work import Verdict
 
 _CROWDED = 0.75  # share of the server's room from which on nothing is thought through in text
@@ -35,7 +35,7 @@ class Auto(ReasoningMode):
         return replace(decision, check=False) if run.question.params.n > 1 else decision
 
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
-        async with run.reading() as verdict:
+        async with run.reading(begins=True) as verdict:
             decision = finite(self.decide(run, verdict), verdict)
             run.decide(decision)
             async with aclosing(self._checked(run) if decision.check else run.answer()) as outputs:
@@ -83,11 +83,3 @@ class Auto(ReasoningMode):
 def least_certain(logprobs: Sequence[Mapping[int, Any]]) -> float:
     """The least probability that a token of an answer had when it was sampled."""
     return math.exp(min(next(iter(step.values())).logprob for step in logprobs))
-
-
-def whole(parts: list[RequestOutput]) -> RequestOutput:
-    """The parts of a stream as one output."""
-    first, *rest = parts
-    for part in rest:
-        first.add(part, aggregate=True)
-    return first

@@ -16,7 +16,7 @@ class Latent(ReasoningMode):
     needs_latents = True
 
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
-        async with run.reading() as verdict:
+        async with run.reading(begins=self.arm is Mode.LATENT) as verdict:
             run.decide(finite(self.decide(run, verdict), verdict))
             async with aclosing(run.answer()) as outputs:
                 async for output in outputs:

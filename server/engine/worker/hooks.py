@@ -7,7 +7,8 @@ from three methods of the first one:
     _model_forward   before: prepare_inputs_embeds; after: read_hidden_states
     _sample          before: the reserved token is masked, for every request; after: write_samples
 
-The schedulers keep blocks that hold overlaid rows to the request that made them. `check_vllm` says in one sentence what an
+The schedulers keep blocks that hold overlaid rows to the request that made them, and end a step of a `Think` request where its
+question ends. `check_vllm` says in one sentence what an
 installed vLLM lacks of all this.
 """
 
@@ -29,7 +30,7 @@ from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.engine.errors import ConfigurationError
-from server.engine.work import Overlay, Work, work_of
+from server.engine.work import Overlay, Think, Work, work_of
 from server.engine.worker.lifetime import follow_parent
 
 if TYPE_CHECKING:
@@ -189,10 +190,12 @@ def mend_thinking_budgets() -> None:
     ThinkingBudgetStateHolder.sync_batch = sync_batch
 
 
-class _PrivateBlocks:
-    """Mixed into vLLM's schedulers: a block that holds overlaid rows, and all after it, are hashed with the latents' key.
+class _Hybrid:
+    """Mixed into vLLM's schedulers.
 
-    Overlaid rows are no function of their ids, so nobody else may find them in the prefix cache. X before them is shared.
+    A block that holds overlaid rows, and all after it, are hashed with the latents' key: overlaid rows are no function of their
+    ids, so nobody else may find them in the prefix cache. X before them is shared. Of a `Think` request the block with X's
+    last token, too, is its own: so that token is always computed, in a step that ends with it.
     """
 
     hash_block_size: int
@@ -200,16 +203,29 @@ class _PrivateBlocks:
     def __init__(self, *args: Any, **options: Any) -> None:
         """In the engine core's process, whatever processes its workers have."""
         super().__init__(*args, **options)
+        self._question_ends: dict[str, int] = {}  # of `Think` requests
         follow_parent("EngineCore")
 
     def add_request(self, request: Request) -> None:
         work = work_of(request.sampling_params.extra_args if request.sampling_params else None)
-        if isinstance(work, Overlay) and request._block_hasher is not None:
-            first = work.start // self.hash_block_size
+        if isinstance(work, Overlay | Think) and request._block_hasher is not None:
+            first = (work.start if isinstance(work, Overlay) else work.length - 1) // self.hash_block_size
             request._block_hasher = private_hasher(request._block_hasher, first, work.key)
             del request.block_hashes[first:]
             request.update_block_hashes()
+        if isinstance(work, Think):
+            self._question_ends[request.request_id] = work.length
         super().add_request(request)  # type: ignore[misc]
+
+    def _free_request(self, request: Request, *args: Any, **options: Any) -> Any:
+        self._question_ends.pop(request.request_id, None)
+        return super()._free_request(request, *args, **options)  # type: ignore[misc]
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """vLLM's last word on how many tokens of a request a step computes."""
+        num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)  # type: ignore[misc]
+        left = self._question_ends.get(request.request_id, 0) - num_computed_tokens
+        return min(num_new_tokens, left) if left > 0 else num_new_tokens
 
 
 def private_hasher(hasher: Callable[[Request], list[BlockHash]], first: int, key: str) -> Callable[[Request], list[BlockHash]]:
@@ -230,11 +246,11 @@ def private_hasher(hasher: Callable[[Request], list[BlockHash]], first: int, key
     return hashes
 
 
-class HybridScheduler(_PrivateBlocks, Scheduler):
-    """vLLM's scheduler with private blocks."""
+class HybridScheduler(_Hybrid, Scheduler):
+    """vLLM's scheduler with private blocks, and steps that end with a question."""
 
 
-class HybridAsyncScheduler(_PrivateBlocks, AsyncScheduler):
+class HybridAsyncScheduler(_Hybrid, AsyncScheduler):
     """The same for asynchronous scheduling."""
 
 
@@ -244,6 +260,8 @@ _PATCHED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (GPUModelRunner, "_sample", ("self", "logits", "spec_decode_metadata")),
     (ThinkingBudgetStateHolder, "sync_batch", ("self", "batch_update")),
     (Scheduler, "add_request", ("self", "request")),
+    (Scheduler, "_free_request", ("self", "request")),
+    (Scheduler, "_reserve_prefill_lookahead", ("self", "request", "num_computed_tokens", "num_new_tokens")),
     (Request, "update_block_hashes", ("self",)),
 )
 

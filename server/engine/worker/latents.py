@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from reasoning_net.bundle import Bundle
-from server.engine.work import Forget, Overlay, Read, Work
+from server.engine.work import Forget, Overlay, Read, Think, Work
 from server.engine.worker.hooks import Row
 from server.engine.worker.read import Reader
 
@@ -51,7 +51,7 @@ class Store:
 
 
 class Latents:
-    """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` rows are written."""
+    """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` rows are written, `Think` rows both."""
 
     def __init__(self, runner: "GPUModelRunner", bundle: Bundle | None) -> None:
         self.store = Store()
@@ -71,14 +71,17 @@ class Latents:
 
     def remove_request(self, request_id: str, work: Work) -> None:
         self._lost.discard(request_id)
+        self.reader.forget(request_id)
         if isinstance(work, Overlay):
             self.store.end(work)
+        elif isinstance(work, Think):
+            self.store.drop(work.key)
 
     def prepare_inputs_embeds(self, rows: list[Row], inputs_embeds: Tensor | None) -> None:
         """Write z over the placeholder rows that this step computes (all of them, or a chunk, or those of a recomputation)."""
         for row in rows:
             work = row.work
-            if not isinstance(work, Overlay):
+            if not isinstance(work, Overlay | Think):
                 continue
             begin = max(work.start, row.computed)  # positions in the prompt
             stop = min(work.start + work.num_latents, row.computed + row.end - row.first)
@@ -86,15 +89,27 @@ class Latents:
                 continue
             z = self.store.get(work.key)
             if z is None or inputs_embeds is None:
-                # Never answer from placeholders: the first token tells the engine to fail this request.
-                logger.error("The latents of request %s are not in the worker.", row.request_id)
+                # Never answer from placeholders: the first token tells the engine to fail this request, or the verdict to
+                # answer in another way.
+                if self.reader.has_latents(row.request_id):
+                    logger.error("The latents of request %s are not in the worker.", row.request_id)
                 self._lost.add(row.request_id)
                 continue
             at = slice(row.first + begin - row.computed, row.first + stop - row.computed)
             inputs_embeds[at] = z[begin - work.start : stop - work.start].to(inputs_embeds.dtype)
 
     def read_hidden_states(self, rows: list[Row], hidden_states: Tensor) -> None:
-        self.reader.read([row for row in rows if isinstance(row.work, Read)], hidden_states)
+        self.reader.read([row for row in rows if self._ends_question(row)], hidden_states)
+
+    def _ends_question(self, row: Row) -> bool:
+        """Whether the step computes the last token of a question that is to be read; after a preemption it is read already."""
+        if isinstance(row.work, Read):
+            length = row.length
+        elif isinstance(row.work, Think) and self.store.get(row.work.key) is None:
+            length = row.work.length
+        else:
+            return False
+        return row.computed < length <= row.computed + row.end - row.first
 
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Verdicts into their rows' log-probabilities; the reserved token, which nobody samples, where latents were lost."""

@@ -21,7 +21,7 @@ from reasoning_net.precision import compute_dtype
 from router.policy import Scores
 from router.probe import Probe
 from router.probe_config import scores_of
-from server.engine.work import Read, Verdict
+from server.engine.work import Read, Think, Verdict
 from server.engine.worker.hooks import Row
 from server.engine.worker.pages import Pages
 
@@ -38,7 +38,7 @@ class Question:
     """A prompt that was computed to its end."""
 
     request_id: str
-    work: Read
+    work: Read | Think
     states: Tensor
     """(1 + L, T, d): the final states, and those of earlier layers that the probe reads; of the T last positions, if not all
     are read."""
@@ -86,39 +86,43 @@ class Reader:
         manifest = bundle.manifest if bundle else None
         self._pages = Pages(runner, manifest.num_states) if manifest and manifest.num_states else None
         self._window = manifest.prompt_window if manifest else None
-        self._verdicts: dict[str, Verdict] = {}  # of this step
+        self._verdicts: dict[str, Verdict] = {}  # of requests whose first token is not sampled yet
         self._reads = self._steps_with_reads = 0
 
     def counts(self) -> dict[str, int]:
         return {"reads": self._reads, "steps_with_reads": self._steps_with_reads}
 
+    def has_latents(self, request_id: str) -> bool:
+        """Unless it was found out that they cannot be used."""
+        verdict = self._verdicts.get(request_id)
+        return verdict is None or verdict.latents_are_finite
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended; its verdict may not have been asked for."""
+        self._verdicts.pop(request_id, None)
+
     @torch.inference_mode()
-    def read(self, rows: list[Row], hidden_states: Tensor) -> None:
-        """Keep the step's states, (1 + L, T, d); where prompts end in it, compute verdicts and latents."""
+    def read(self, ended: list[Row], hidden_states: Tensor) -> None:
+        """Keep the step's states, (1 + L, T, d); compute verdicts and latents of the questions that end in it."""
         if self._pages is not None:
             self._pages.write(hidden_states)
-        if self._net is None and self._probe is None:
-            return  # the first token's own log-probabilities are the signal
-        ended = [
-            Question(row.request_id, row.work, self._states_of(row, hidden_states), list(row.prompt_token_ids))
-            for row in rows
-            if isinstance(row.work, Read) and row.first < row.end and row.computed + row.end - row.first >= row.length
-        ]
-        if ended:
-            self._steps_with_reads += 1
-            self._reads += len(ended)
-            for batch in micro_batches(ended):
-                self._think(batch)
+        if not ended or (self._net is None and self._probe is None):
+            return  # without both the first token's own log-probabilities are the signal
+        self._steps_with_reads += 1
+        self._reads += len(ended)
+        for batch in micro_batches([self._question(row, hidden_states) for row in ended]):
+            self._think(batch)
 
-    def _states_of(self, row: Row, hidden_states: Tensor) -> Tensor:
-        """As much of H_X as is read, (1 + L, T, d)."""
-        assert isinstance(row.work, Read)
-        if row.work.keep_states and self._pages is None:
-            return hidden_states[:, row.first : row.end]
+    def _question(self, row: Row, hidden_states: Tensor) -> Question:
+        assert isinstance(row.work, Read | Think)
+        length = row.work.length if isinstance(row.work, Think) else row.length
+        keeps = isinstance(row.work, Read) and row.work.keep_states
         if self._pages is None:
-            return hidden_states[:, row.end - 1 : row.end]
-        window = None if row.work.keep_states else self._window
-        return self._pages.read(row.index, max(0, row.length - window) if window else 0, row.length)
+            states = hidden_states[:, row.first if keeps else row.end - 1 : row.end]
+        else:
+            first = max(0, length - self._window) if self._window and not keeps else 0
+            states = self._pages.read(row.index, first, length)
+        return Question(row.request_id, row.work, states, list(row.prompt_token_ids[:length]))
 
     def _think(self, batch: list[Question]) -> None:
         """The network and the probe, once for a micro-batch."""
@@ -132,7 +136,7 @@ class Reader:
         network_seconds, probe_seconds = thought - started, time.perf_counter() - thought
         for index, question in enumerate(batch):
             work = question.work
-            if work.keep_states:
+            if isinstance(work, Read) and work.keep_states:
                 self.kept_states[work.key] = question.states[0]
             self._verdicts[question.request_id] = Verdict(finite[index], network_seconds, probe_seconds, scores[index])
             if z is not None and work.num_latents and finite[index]:
@@ -161,17 +165,17 @@ class Reader:
         return scores_of({output: values.tolist() for output, values in self._probe.scores(features).items()})
 
     def write_verdicts(self, rows: list[Row], output: "SamplerOutput") -> None:
-        """Into the log-probabilities of their rows."""
+        """Into the log-probabilities of their rows, after the sampled token's own."""
         for row in rows:
-            verdict = self._verdicts.pop(row.request_id, None)
-            if verdict is None:
+            if row.computed + row.end - row.first < row.length or (verdict := self._verdicts.pop(row.request_id, None)) is None:
                 continue
-            assert output.logprobs_tensors is not None, "a `Read` asks for log-probabilities"
+            assert output.logprobs_tensors is not None, "whoever reads asks for log-probabilities"
             values = torch.tensor(verdict.values(), device=output.logprobs_tensors.logprobs.device)
-            output.logprobs_tensors.logprobs[row.index, : len(values)] = values
+            output.logprobs_tensors.logprobs[row.index, 1 : 1 + len(values)] = values
             # Ids of their own for the whole row: by id they become a dict, in which a real token would replace a value.
             ids = output.logprobs_tensors.logprob_token_ids
-            ids[row.index] = torch.arange(ids.shape[1], dtype=ids.dtype, device=ids.device)
+            others = torch.arange(1, ids.shape[1], dtype=ids.dtype, device=ids.device)
+            ids[row.index, 1:] = (ids[row.index, 0] + others) % self._runner.model_config.get_vocab_size()
 
 
 def _padded(batch: list[Question]) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ The KV cache of this engine holds a fraction of what 32 requests need, and a ste
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,6 @@ from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
 from router.probe_config import rung
 from router.router import Router
-from server.engine.passes import Passes
 from server.engine.seam import HybridEngine
 from server.engine.shadow import Shadows
 from server.engine.start import hybrid_config
@@ -66,7 +66,7 @@ async def generate(
     async def run() -> tuple[Record, list[int]]:
         record = Record(Ask(mode))
         current.set(record)
-        options = {"max_tokens": MAX_TOKENS, "temperature": 0} | params
+        options = {"max_tokens": MAX_TOKENS, "temperature": 0, "output_kind": RequestOutputKind.FINAL_ONLY} | params
         async for output in engine.generate({"type": "token", "prompt_token_ids": token_ids}, SamplingParams(**options), name):
             last = output
         return record, list(last.outputs[0].token_ids)
@@ -147,13 +147,17 @@ async def test_greedy_tokens_equal_transformers_for_32_at_once(
 ) -> None:
     end = base.tokenizer.eos_token_id
     modes = (Mode.LATENT, Mode.DIRECT, Mode.LATENT_EXPLICIT)
-    requests = [(i, mode) for i in range(len(prompts)) for mode in modes]
+    # One pass for latents, and two where an answer cannot be begun: here because it is wanted from the start in each output.
+    kinds = (RequestOutputKind.FINAL_ONLY, RequestOutputKind.CUMULATIVE)
+    requests = [(i, mode, kind) for i in range(len(prompts)) for mode in modes for kind in kinds]
     preempted = await preemptions(engine)
     # Explicit requests fill the cache and are preempted, and preempt.
     crowd = [generate(engine, prompts[i], Mode.EXPLICIT, f"crowd-{i}", max_tokens=200, ignore_eos=True) for i in range(16)]
-    answers = await asyncio.gather(*crowd, *(generate(engine, prompts[i], mode, f"many-{i}-{mode}") for i, mode in requests))
+    answers = await asyncio.gather(
+        *crowd, *(generate(engine, prompts[i], mode, f"many-{i}-{mode}", output_kind=kind) for i, mode, kind in requests)
+    )
     assert await preemptions(engine) > preempted, "the cache was large enough: this test tests nothing"
-    for (i, mode), (record, tokens) in zip(requests, answers[len(crowd) :], strict=True):
+    for (i, mode, _), (record, tokens) in zip(requests, answers[len(crowd) :], strict=True):
         assert record.mode is mode
         assert [token for token in tokens if token != end] == expected[i][mode]
 
@@ -235,24 +239,66 @@ async def test_idle_time_compares_answers_with_another_modes(
         engine._shadows = None
 
 
+@pytest.mark.parametrize("kind", [RequestOutputKind.FINAL_ONLY, RequestOutputKind.CUMULATIVE], ids=["begun", "two passes"])
 async def test_lost_latents_fail_their_request_and_poison_nothing(
-    engine: HybridEngine, asked: list[Question], base: FrozenBase, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    engine: HybridEngine, asked: list[Question], base: FrozenBase, bundle: Bundle, kind: RequestOutputKind
 ) -> None:
-    token_ids = base.prompt_ids([{"role": "user", "content": asked[40].question}])  # not in the prefix cache
-    read = Passes._read
+    question = asked[40 + (kind is RequestOutputKind.CUMULATIVE)].question  # not in the prefix cache
+    token_ids = base.prompt_ids([{"role": "user", "content": question}])
 
-    async def read_and_lose(run: Passes) -> Any:
-        result = await read(run)
-        await engine.collective_rpc("latentserve_drop", args=(run._key,))
-        return result
+    def lose(worker: Any) -> None:
+        worker.latentserve.reader._keep = lambda key, z: None
 
-    monkeypatch.setattr(Passes, "_read", read_and_lose)
-    with pytest.raises(GenerationError, match="latents"):
-        await generate(engine, token_ids, Mode.LATENT, "lost")
-    monkeypatch.undo()
-    _, tokens = await generate(engine, token_ids, Mode.LATENT, "found")
+    def mend(worker: Any) -> None:
+        worker.latentserve.reader._keep = worker.latentserve.store.put
+
+    await engine.collective_rpc(lose)
+    try:
+        with pytest.raises(GenerationError, match="latents"):
+            await generate(engine, token_ids, Mode.LATENT, "lost", output_kind=kind)
+    finally:
+        await engine.collective_rpc(mend)
+    _, tokens = await generate(engine, token_ids, Mode.LATENT, "found", output_kind=kind)
     expected = transformers_answers(base, bundle, token_ids)[Mode.LATENT]
     assert [token for token in tokens if token != base.tokenizer.eos_token_id] == expected
+
+
+async def test_a_latent_answer_is_one_engine_request(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase, bundle: Bundle
+) -> None:
+    """Wherever the question ends in a block, also when all before it is cached; parameters that forbid it make it two."""
+    long = [*prompts[0], *prompts[1]]
+    with counted(engine) as ids:
+        for length in (63, 64, 65, 66, 95, 96, 97):
+            token_ids = long[-length:]
+            expected = transformers_answers(base, bundle, token_ids)[Mode.LATENT]
+            for attempt in range(3):
+                record, tokens = await generate(engine, token_ids, Mode.LATENT, f"one-{length}-{attempt}")
+                assert [token for token in tokens if token != base.tokenizer.eos_token_id] == expected
+                assert record.scores.latent is not None
+                assert record.cached_tokens == (0 if not attempt else (length - 1) // 32 * 32)
+        assert len(ids) == 21
+        for number, options in enumerate(
+            ({"n": 2, "temperature": 1}, {"logprobs": 1}, {"output_kind": RequestOutputKind.CUMULATIVE})
+        ):
+            await generate(engine, long, Mode.LATENT, f"two-{number}", **options)
+            assert len(ids) == 23 + 2 * number
+
+
+@contextlib.contextmanager
+def counted(engine: HybridEngine) -> Iterator[list[str]]:
+    """The engine requests that are made."""
+    ids, run = list[str](), engine.run
+
+    def counting(prompt: Any, params: SamplingParams, request_id: str, **options: Any) -> AsyncGenerator[Any, None]:
+        ids.append(request_id)
+        return run(prompt, params, request_id, **options)
+
+    engine.run = counting
+    try:
+        yield ids
+    finally:
+        del engine.run
 
 
 async def test_latents_that_are_not_finite_fall_back_to_explicit(
