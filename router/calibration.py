@@ -81,6 +81,11 @@ class Calibration(BaseModel):
     budget_ratio: float = Field(description="Thinking budget ÷ expected tokens of an explicit answer: enough for 999 of 1,000.")
     longest_tokens: float = Field(description="Of explicit answers, the 99th percentile.")
     confidence: Confidence | None = Field(None, description="None: answers are not checked, and never escalated.")
+    certain_from: float | None = Field(
+        None,
+        description="The cheap mode's score from which on an answer is given unchecked: of the calibration's, at most one in "
+        "1,000 was wrong. None: all are checked.",
+    )
     thinking: Mode = Field(Mode.EXPLICIT, description="What answers the questions that a cheap answer does not suffice for.")
     latent_loss: float = Field(0.005, description="P(correct) that `num_latent_tokens: auto` may lose a question.")
     strategies: Strategies = Strategies()

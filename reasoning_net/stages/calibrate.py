@@ -28,6 +28,8 @@ from router.outcomes import Outcome, curve, from_tensors
 from router.policies.utility import Utility
 from router.policy import Limits, Mode
 
+_CERTAIN_OF = 200  # observed answers, at least, of which one in 1,000 may be wrong
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrateConfig:
@@ -57,7 +59,7 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
         raise StageError("Seconds belong to a machine. Start the server that will run, and name it with --url.")
     before = manifest.calibration
     calibration = calibrate(outcomes, before.confidence, config.target, cheap, before.thinking)
-    calibration = calibration.model_copy(update={"strategies": before.strategies})
+    calibration = calibration.model_copy(update={"strategies": before.strategies, "latent_loss": before.latent_loss})
     bundle.update(calibration=calibration)
     return {"target": config.target.model_dump(exclude_none=True)} | calibration.point.model_dump(exclude_none=True)
 
@@ -80,6 +82,7 @@ def calibrate(
         budget_ratio=round(float((explicit / expected).nanquantile(0.999)), 3),
         longest_tokens=round(float(explicit.quantile(0.99)), 1),
         confidence=confidence,
+        certain_from=certain_from(outcomes, cheap),
         thinking=thinking,
         score_edges=tuple(edges.tolist()),
         score_shares=tuple(round(share, 5) for share in shares.tolist()),
@@ -87,6 +90,19 @@ def calibrate(
     limits = Limits(can_think_latent=cheap is Mode.LATENT)
     points = curve(lambda price: Utility(calibration, price), prices(calibration, outcomes, limits), outcomes, limits)
     return calibration.model_copy(update={"points": tuple(points), "point": choose(points, target)})
+
+
+def certain_from(outcomes: Sequence[Outcome], cheap: Mode) -> float | None:
+    """The lowest score of which, and above which, at most one cheap answer in 1,000 was wrong; None for fewer than 200."""
+    found, wrong = None, 0.0
+    known = sorted(
+        ((score, o.correct[cheap]) for o in outcomes if (score := o.scores.correct(cheap)) is not None), reverse=True
+    )
+    for number, (score, correct) in enumerate(known, 1):
+        wrong += 1 - correct
+        if number >= _CERTAIN_OF and wrong * 1000 <= number:
+            found = score
+    return found
 
 
 def cheap_scores(outcomes: Sequence[Outcome], cheap: Mode) -> torch.Tensor:

@@ -11,7 +11,8 @@ class Utility(Policy):
     """Needs a calibrated probe.
 
     A cheap answer costs so little that it is tried, and checked, wherever knowing it could pay: when it would be right and
-    explicit thinking's price saved. The check compares what the answer's own confidence makes of P(correct).
+    explicit thinking's price saved. The check compares what the answer's own confidence makes of P(correct). An answer that is
+    certain to be right is given as it comes: a stream of it does not wait.
     """
 
     name = "utility"
@@ -33,7 +34,9 @@ class Utility(Policy):
         checks = limits.can_escalate and self.calibration.confidence is not None
         threshold = explicit + self.price * self._answer_tokens(cheap)
         if values[best] >= explicit:
-            return Decision(best, scores.correct(best), threshold, "worth_it", check=checks and best is cheap)
+            certain_from = self.calibration.certain_from
+            checks = checks and best is cheap and (certain_from is None or sure < certain_from)
+            return Decision(best, scores.correct(best), threshold, "worth_it", check=checks)
         # The answer, were it known to be right, would save what explicit thinking costs beyond its accuracy.
         if checks and sure * (1 - explicit) > self.price * self._answer_tokens(cheap):
             return Decision(cheap, sure, threshold, "worth_a_try", check=True)

@@ -64,6 +64,14 @@ def test_a_doubtful_answer_is_escalated_and_a_confident_one_kept() -> None:
     assert policy.check(scores(0.7), math.nan, LATENT).mode is Mode.EXPLICIT
 
 
+def test_an_answer_that_is_certain_is_not_checked() -> None:
+    policy = Utility(CALIBRATION.model_copy(update={"certain_from": 0.98}), 0.001)
+    assert [policy.decide(scores(sure), LATENT).check for sure in (0.97, 0.98, 0.99)] == [True, False, False]
+    # Tokens that cost nothing: an answer is only tried, to be kept if it is sure of itself.
+    dear = Utility(policy.calibration, 1e-6).decide(scores(0.98, explicit=0.999), LATENT)
+    assert (dear.reason, dear.check) == ("worth_a_try", True)
+
+
 def test_without_escalation_a_doubtful_question_is_explicit_at_once() -> None:
     decision = Utility(CALIBRATION, 0.001).decide(scores(0.7), Limits(True, can_escalate=False))
     assert (decision.mode, decision.check) == (Mode.EXPLICIT, False)

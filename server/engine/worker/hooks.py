@@ -66,6 +66,8 @@ class RowState(Protocol):
     """Reserved token: nobody samples it."""
     layers: tuple[int, ...]
     """Earlier layers whose states are read, too."""
+    reads_all: bool
+    """Whether it wants the states of every step, not only of those with rows of ours."""
 
     def add_request(self, work: Work) -> None: ...
     def remove_request(self, request_id: str, work: Work) -> None: ...
@@ -110,9 +112,12 @@ class Hooks:
                 self._state.prepare_inputs_embeds(self._rows, kwargs.get("inputs_embeds"))
             output = model_forward(*args, **kwargs)
             final, earlier = output if self._state.layers else (output, [])
-            states = torch.stack([final, *earlier]) if earlier else final[None]
-            num_tokens = int(self._runner.query_start_loc.np[self._runner.input_batch.num_reqs])  # what follows pads the batch
-            self._state.read_hidden_states(self._rows, states[:, :num_tokens])
+            if self._rows or self._state.reads_all:
+                num_tokens = int(
+                    self._runner.query_start_loc.np[self._runner.input_batch.num_reqs]
+                )  # what follows pads the batch
+                states = torch.stack([final, *earlier])[:, :num_tokens] if earlier else final[None, :num_tokens]
+                self._state.read_hidden_states(self._rows, states)
             return final
 
         return wrapped

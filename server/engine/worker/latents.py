@@ -57,7 +57,7 @@ class Latents:
         self.store = Store()
         self.reader = Reader(runner, bundle, self.store.put)
         self.placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
-        self.layers = self.reader.layers
+        self.layers, self.reads_all = self.reader.layers, self.reader.has_pages
         self._lost: set[str] = set()  # requests whose latents were missing in some step
 
     def counts(self) -> dict[str, int]:

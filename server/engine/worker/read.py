@@ -92,6 +92,10 @@ class Reader:
     def counts(self) -> dict[str, int]:
         return {"reads": self._reads, "steps_with_reads": self._steps_with_reads}
 
+    @property
+    def has_pages(self) -> bool:
+        return self._pages is not None
+
     def has_latents(self, request_id: str) -> bool:
         """Unless it was found out that they cannot be used."""
         verdict = self._verdicts.get(request_id)

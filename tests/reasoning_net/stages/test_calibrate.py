@@ -7,7 +7,7 @@ import pytest
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.errors import StageError
-from reasoning_net.stages.calibrate import CalibrateConfig, calibrate, main, measure_seconds
+from reasoning_net.stages.calibrate import CalibrateConfig, calibrate, certain_from, main, measure_seconds
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Confidence, Target
 from router.drift import Drift
@@ -47,6 +47,16 @@ def test_a_share_holds_on_fresh_questions() -> None:
         fresh = summarise([apply(policy, o, Limits(True)) for o in outcomes(1500, 1)], policy.price)
         assert fresh.explicit_share == pytest.approx(share, abs=0.04)
         assert fresh.accuracy == pytest.approx(calibration.point.accuracy, abs=0.03)
+
+
+@pytest.mark.parametrize(("wrong", "found"), [(range(0), 0.0), (range(1500, 3000), 0.5), (range(7), None)])
+def test_answers_are_certain_where_one_in_a_thousand_is_wrong(wrong: range, found: float | None) -> None:
+    """Those of 3,000 answers, from the surest on, are wrong."""
+    surest = [
+        Outcome(Scores(0.1, 1 - row / 3000, 1.0, 200.0), 0.9, {Mode.LATENT: float(row not in wrong)}, {}) for row in range(3000)
+    ]
+    assert certain_from(surest, Mode.LATENT) == (found if found is None else pytest.approx(found, abs=1e-3))
+    assert certain_from(surest[:199], Mode.LATENT) is None
 
 
 def test_the_reference_for_drift_counts_equal_scores() -> None:
