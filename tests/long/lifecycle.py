@@ -269,3 +269,11 @@ def test_its_engine_ends_with_it(tmp_path: Path) -> None:
         server.process.kill()
         until(lambda: not server.processes(), 5)
         assert server.ends(1, shared, killed=True) == -signal.SIGKILL
+
+
+def test_its_engine_ends_with_it_while_it_starts(tmp_path: Path) -> None:
+    with starting(tmp_path) as server:
+        until(lambda: any("EngineCor" in one.name() for one in server.processes()), START_SECONDS)
+        server.process.kill()
+        until(lambda: not server.processes(), 10)
+        assert server.ends(1, killed=True) == -signal.SIGKILL

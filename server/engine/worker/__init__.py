@@ -28,6 +28,10 @@ class HybridWorker(_Worker):
     latentserve: Latents
     latentserve_hooks: Hooks
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        follow_parent()  # before the model is loaded
+
     def determine_available_memory(self) -> int:
         """For the KV cache: without what the pages of hidden states beside it will take."""
         available = int(super().determine_available_memory())
@@ -40,7 +44,6 @@ class HybridWorker(_Worker):
 
     def latentserve_install(self, bundle: str | None) -> None:
         """Load the bundle and hook into the model runner. Called once, before the first request."""
-        follow_parent("VllmWorker")
         self.latentserve = Latents(self.model_runner, Bundle.load(bundle) if bundle else None)
         self.latentserve_hooks = Hooks(self.model_runner, self.latentserve)
 

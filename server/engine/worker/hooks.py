@@ -209,7 +209,7 @@ class _Hybrid:
         """In the engine core's process, whatever processes its workers have."""
         super().__init__(*args, **options)
         self._question_ends: dict[str, int] = {}  # of `Think` requests
-        follow_parent("EngineCore")
+        follow_parent()
 
     def add_request(self, request: Request) -> None:
         work = work_of(request.sampling_params.extra_args if request.sampling_params else None)

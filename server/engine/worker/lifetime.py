@@ -22,6 +22,7 @@ _BASE = "VLLM_RPC_BASE_PATH"
 _SOCKETS_PREFIX = "latentserve-"  # of the directory with the sockets between the processes of one server
 _MOST_OF_A_BASE = 48  # characters: a socket's whole path may have 107
 _LOOK_SECONDS = 0.5
+_WATCH, _OURS = "parent-watch", ("EngineCore", "VllmWorker")  # a thread's name, and beginnings of processes'
 
 
 @contextlib.contextmanager
@@ -49,12 +50,13 @@ def end_at_once(*_: object) -> NoReturn:
     os._exit(0)
 
 
-def follow_parent(kind: str) -> None:
-    """In vLLM's own process of that kind (its name's beginning); an engine in its user's process changes nothing there."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and multiprocessing.current_process().name.startswith(kind):
+def follow_parent() -> None:
+    """In vLLM's own processes, the engine's and the workers'; an engine in its user's process changes nothing there."""
+    parent, name = multiprocessing.parent_process(), multiprocessing.current_process().name
+    follows = any(thread.name == _WATCH for thread in threading.enumerate())
+    if parent is not None and name.startswith(_OURS) and not follows:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_end_after, args=(parent.pid,), name="parent-watch", daemon=True).start()
+        threading.Thread(target=_end_after, args=(parent.pid,), name=_WATCH, daemon=True).start()
 
 
 def _end_after(parent: int) -> None:
