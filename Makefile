@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle soak balancers attack fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards devices soak balancers attack fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -34,9 +34,17 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest
 
-# How a server's processes end, whoever ends them: two minutes.
+# How a server's processes end, whoever ends them: five minutes.
 lifecycle: $(STAMP)
 	$(BIN)/pytest -o addopts= -q tests/long/lifecycle.py
+
+# Every query of the dashboards and alerts, and what fires them, on a real Prometheus: four minutes.
+dashboards: $(STAMP)
+	$(BIN)/pytest -o addopts= --numprocesses 2 -q tests/long/dashboards.py
+
+# Tensor parallelism: two minutes.
+devices: $(STAMP)
+	$(BIN)/pytest -o addopts= -q tests/long/devices.py
 
 # Ten minutes of everything at once, with a restart; SECONDS=60 for a look.
 soak: $(STAMP)

@@ -64,6 +64,7 @@ class Passes:
         """Whether the client may have seen some of an answer that is still being checked."""
         self._key: str | None = None  # of this question's latents, in the worker
         self._begun: AsyncGenerator[RequestOutput, None] | None = None  # an answer, from its first token on
+        self._shared = len(question.token_ids)  # tokens of X that others may find in the prefix cache
         self._holds_permit = self._keeps_latents = self._finished = False
 
     @property
@@ -114,6 +115,8 @@ class Passes:
         work = Think(uuid.uuid4().hex, number, len(question.token_ids), start)
         params.logprobs, params.output_kind = Verdict.num_values(hybrid.ladder), RequestOutputKind.DELTA
         params.extra_args = (params.extra_args or {}) | to_extra_args(work)
+        block = self.engine.vllm_config.cache_config.block_size
+        self._shared = (len(question.token_ids) - 1) // block * block  # the block after them is this request's own
         prompt, options = question.prompt_with(hybrid.layout.latent(number)), question.options | {"reasoning_ended": True}
         self._begun = self.engine.run(prompt, params, unique_id(question.label), **options)
         first = await anext(self._begun, None)
@@ -318,7 +321,8 @@ class Passes:
         length, record = len(self.question.token_ids), self.record
         if record.cached_tokens is None and output.num_cached_tokens is not None:
             record.cached_tokens = min(output.num_cached_tokens, length)
-            record.cache_creation_tokens = min(output.num_cache_creation_tokens or 0, length - record.cached_tokens)
+            created = min(output.num_cache_creation_tokens or 0, self._shared - record.cached_tokens)
+            record.cache_creation_tokens = max(0, created)
         output.num_cached_tokens = record.cached_tokens
         if output.num_cache_creation_tokens is not None:
             output.num_cache_creation_tokens = record.cache_creation_tokens

@@ -111,10 +111,10 @@ def test_stages_and_vllms_spans_are_within_the_requests(observed: Observed, aske
     assert (root.name, root.trace_state, root.status.code) == ("latentserve chat", "vendor=1", Status.STATUS_CODE_UNSET)
     for span in one.children:
         assert root.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano <= root.end_time_unix_nano
-    read = {"queue", "read"} if mode == "latent" else set()
+    read = {"read"} if mode == "latent" else set()
     assert set(one.stages) == {"gateway", "answer", "respond"} | read
     assert sum(map(seconds, one.stages.values())) == pytest.approx(seconds(root), rel=0.05)
-    assert len(one.passes) == (2 if read else 1)
+    assert len(one.passes) == 1
     assert all(name.startswith(answer["id"] + "-") for name in one.passes), (
         "engine requests are the server's, the label is ours"
     )
@@ -133,7 +133,7 @@ def test_an_answer_that_was_discarded_has_its_stage_streamed_or_not(observed: Ob
     doubtful = next(q for q in asked if observed.ask(q, mode="auto").response.json()["route"]["escalated"])
     for options in ({}, {"stream": True, "router": {"early": True}}):
         one = observed.ask(doubtful, mode="auto", **options)
-        assert set(one.stages) == {"gateway", "queue", "read", "discarded", "answer", "respond"}
+        assert set(one.stages) == {"gateway", "read", "discarded", "answer", "respond"}
         ends = [(span.start_time_unix_nano, span.end_time_unix_nano) for span in one.stages.values()]
         assert all(after[0] >= before[1] - 1e6 for before, after in zip(sorted(ends), sorted(ends)[1:], strict=False))
         known = attributes(one.root)
@@ -146,7 +146,7 @@ def test_an_answer_that_was_discarded_has_its_stage_streamed_or_not(observed: Ob
 
 @pytest.mark.parametrize("path", ["responses", "messages"])
 def test_other_endpoints_are_traced_too(observed: Observed, asked: list[Question], path: str) -> None:
-    one = observed.ask(asked[3], path, mode="latent", input=asked[3].question, max_tokens=64)
+    one = observed.ask(asked[3], path, mode="latent", num_latent_tokens="auto", input=asked[3].question, max_tokens=64)
     assert one.root.name == f"latentserve {path}"
     assert attributes(one.root)["gen_ai.request.id"] in one.response.text
     assert len(one.passes) == 2

@@ -2,7 +2,7 @@
 
 300 of them (SYSTEMS 3.19; 2602.00154), on 32 connections that ask for explicit thinking without end: hard questions with
 distractors, texts from outside of what the base knows, and the longest predicted of many drawn at random. Once their key has
-limits, once it has none. They come from a process of their own, of the lowest priority: an attacker has a machine of its own.
+limits, once it has none.
 """
 
 import asyncio
@@ -10,14 +10,12 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import random
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +23,12 @@ import httpx
 
 from reasoning_net.demo.questions import FAMILIES, questions
 from tests.conftest import running_server
+from tests.long.attacker import CHAT, Attack, body, headers
 
-CHAT = "/v1/chat/completions"
-CONNECTIONS, PER_SECOND, SECONDS = 32, 4, 40
+PER_SECOND, SECONDS = 4, 40
 EACH = 100  # attack prompts of a kind
 LIMITS = "requests_per_minute: 240, thinking_tokens_per_minute: 2000, concurrent_explicit: 1, max_thinking_tokens: 400"
 BENIGN = [q.question for q in itertools.islice(questions(61, "test", steps=(1, 4)), 64)]
-
-
-@dataclass
-class Attack:
-    """What came of the prompts."""
-
-    codes: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    generated: int = 0
-    predicted: list[float] = field(default_factory=list)
-    real: list[float] = field(default_factory=list)
-
-
-def headers(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
-
-
-def body(question: str, **options: Any) -> dict[str, Any]:
-    return {"model": "demo", "messages": [{"role": "user", "content": question}], "temperature": 0} | options
 
 
 async def predicted_tokens(client: httpx.AsyncClient, question: str) -> float:
@@ -69,41 +48,16 @@ async def attacks(client: httpx.AsyncClient) -> list[str]:
     return [*sorted(hard, key=len)[-EACH:], *strange, *longest]
 
 
-async def attack(client: httpx.AsyncClient, key: str, prompts: "itertools.cycle[str]", found: Attack) -> None:
-    while True:
-        answer = await client.post(CHAT, json=body(next(prompts), mode="explicit", max_tokens=1500), headers=headers(key))
-        found.codes[answer.headers.get("x-reject-reason", str(answer.status_code))] += 1
-        if answer.status_code == 200:
-            content = answer.json()
-            found.prompt_tokens += content["usage"]["prompt_tokens"]
-            found.generated += content["usage"]["completion_tokens"]
-            if predicted := (content["route"].get("scores") or {}).get("tokens"):
-                found.predicted.append(predicted)
-                found.real.append(content["usage"]["completion_tokens"])
-        else:
-            await asyncio.sleep(0.5)
-
-
-async def attack_until_told(url: str, key: str, prompts: list[str]) -> Attack:
-    """Until the standard input ends."""
-    found, cycle = Attack(), itertools.cycle(prompts)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=CONNECTIONS)) as client:
-        tasks = [asyncio.create_task(attack(client, key, cycle, found)) for _ in range(CONNECTIONS)]
-        await asyncio.to_thread(sys.stdin.read)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return found
-
-
 @contextlib.asynccontextmanager
 async def attacked(url: str, key: str, prompts: Path) -> AsyncIterator[Attack]:
     """While it is; afterwards what came of it stands there."""
     found = Attack()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.long.attack", url, key, str(prompts),
+        sys.executable, "-m", "tests.long.attacker", url, key, str(prompts),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"begun\n"
     yield found
     output, _ = await process.communicate(b"")
     for name, value in json.loads(output).items():
@@ -154,7 +108,6 @@ async def test_a_client_beside_an_attack(tmp_path: Path) -> None:
             (tmp_path / "prompts.json").write_text(json.dumps(prompts))
             for key in ("limited", "free"):
                 async with attacked(url, key, tmp_path / "prompts.json") as found:
-                    await asyncio.sleep(10)  # the process starts, the attack begins
                     figures[key] = await benign(client)
                 figures[key] |= {
                     "attack": found.codes, "generated": found.generated,
@@ -166,8 +119,3 @@ async def test_a_client_beside_an_attack(tmp_path: Path) -> None:
     print(json.dumps(figures, indent=2))
     assert figures["limited"]["codes"] == {200: PER_SECOND * SECONDS}, "nobody else is refused"
     assert figures["limited"]["p95 / quiet"] <= 1.2, "on two cores, which clients and server share"
-
-
-if __name__ == "__main__":
-    os.nice(19)
-    print(json.dumps(vars(asyncio.run(attack_until_told(*sys.argv[1:3], json.loads(Path(sys.argv[3]).read_text()))))))

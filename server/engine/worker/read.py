@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import SamplerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-MAX_PADDED_TOKENS = 8192
-"""Of a micro-batch: prompts × the longest of them. A prompt that is longer is read alone."""
+MAX_PADDED_TOKENS, _ON_CPU = 8192, 1024
+"""Of a micro-batch: prompts × the longest of them. A prompt that is longer is read alone. On a CPU what fits its caches is faster:
+eight of 100 tokens take 9.1 ms each, 64 at once 17.8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def network_dtype(device: torch.device, base_dtype: torch.dtype) -> torch.dtype:
     return compute_dtype(device) if device.type == "cpu" and base_dtype is torch.float32 else base_dtype
 
 
-def micro_batches(questions: list[Question], max_padded_tokens: int = MAX_PADDED_TOKENS) -> Iterator[list[Question]]:
+def micro_batches(questions: list[Question], max_padded_tokens: int) -> Iterator[list[Question]]:
     """The questions by length, so that like is padded with like, cut where prompts × longest would pass the bound."""
     batch: list[Question] = []
     for question in sorted(questions, key=lambda question: question.length):
@@ -114,7 +115,8 @@ class Reader:
             return  # without both the first token's own log-probabilities are the signal
         self._steps_with_reads += 1
         self._reads += len(ended)
-        for batch in micro_batches([self._question(row, hidden_states) for row in ended]):
+        most = _ON_CPU if hidden_states.device.type == "cpu" else MAX_PADDED_TOKENS
+        for batch in micro_batches([self._question(row, hidden_states) for row in ended], most):
             self._think(batch)
 
     def _question(self, row: Row, hidden_states: Tensor) -> Question:

@@ -3,7 +3,7 @@
 import torch
 
 from server.engine.work import Read
-from server.engine.worker.read import Question, micro_batches
+from server.engine.worker.read import MAX_PADDED_TOKENS, Question, micro_batches
 
 
 def questions(*lengths: int) -> list[Question]:
@@ -21,4 +21,4 @@ def test_no_batch_pads_beyond_the_bound_and_nothing_is_lost() -> None:
 
 
 def test_short_prompts_stay_together() -> None:
-    assert [len(batch) for batch in micro_batches(questions(*[20] * 64))] == [64]
+    assert [len(batch) for batch in micro_batches(questions(*[20] * 64), MAX_PADDED_TOKENS)] == [64]
