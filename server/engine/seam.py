@@ -128,7 +128,7 @@ class HybridEngine(AsyncLLM):
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
         max_thinking_tokens: int | None = None,
     ) -> None:  # fmt: skip
-        """Load the bundle in the worker and switch hybrid reasoning on. Called once, before the first request."""
+        """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
         net, probe = (manifest.reasoning_net, manifest.probe) if manifest else (None, None)
         max_latents = net.num_latent_tokens if net else 0
@@ -156,7 +156,7 @@ class HybridEngine(AsyncLLM):
         metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, self.get_tokenizer().decode)
-        await self.collective_rpc("latentserve_install", args=(str(bundle.directory) if bundle else None,))
+        await self.collective_rpc("latentserve_install")
         # The model runner takes our embeddings from here on; vLLM's front end shall take nobody's.
         self.model_config.enable_prompt_embeds = False
 

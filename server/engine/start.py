@@ -16,10 +16,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
-from reasoning_net.manifest import Manifest
 from server.engine.errors import ConfigurationError
 from server.engine.seam import HybridEngine
-from server.engine.worker import NUM_STATES
+from server.engine.worker.networks import with_bundle
 from server.observe.metrics import Metrics
 from server.settings import OUR_FLAGS, Settings, split_file
 
@@ -131,8 +130,8 @@ _WORKERS = {
 }
 
 
-def hybrid_config(engine_args: AsyncEngineArgs, manifest: Manifest | None) -> VllmConfig:
-    """vLLM's configuration, with our scheduler (blocks that hold latents are private) and our worker (which keeps states)."""
+def hybrid_config(engine_args: AsyncEngineArgs, bundle: Bundle | None) -> VllmConfig:
+    """vLLM's configuration, with our scheduler (blocks with latents are private) and our worker (which loads the bundle)."""
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     name = "HybridAsyncScheduler" if config.scheduler_config.async_scheduling else "HybridScheduler"
     config.scheduler_config.scheduler_cls = f"server.engine.worker.hooks.{name}"
@@ -140,12 +139,11 @@ def hybrid_config(engine_args: AsyncEngineArgs, manifest: Manifest | None) -> Vl
     if worker not in _WORKERS:
         raise ConfigurationError(f"vLLM's worker here is {worker}: only those for CPUs and for NVIDIA's GPUs are supported.")
     config.parallel_config.worker_cls = _WORKERS[worker]
-    num_states = manifest.num_states if manifest else 0
-    if num_states and config.kv_transfer_config is not None:
+    if bundle and bundle.manifest.num_states and config.kv_transfer_config is not None:
         raise ConfigurationError(
             "The bundle reads every position of a prompt, whose states no KV connector brings. Remove --kv-transfer-config."
         )
-    config.additional_config = {**config.additional_config, NUM_STATES: num_states}
+    with_bundle(config, bundle)
     return config
 
 
@@ -155,7 +153,7 @@ async def start_engine(
 ) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    config = hybrid_config(engine_args, bundle.manifest if bundle else None)
+    config = hybrid_config(engine_args, bundle)
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,

@@ -6,10 +6,10 @@ Under tensor parallelism every rank computes the same z from the same (all-gathe
 import logging
 from typing import TYPE_CHECKING, Any
 
-from reasoning_net.bundle import Bundle
 from server.engine.worker.hooks import Hooks
 from server.engine.worker.latents import Latents
 from server.engine.worker.lifetime import follow_parent
+from server.engine.worker.networks import Networks
 from server.engine.worker.pages import share_of_pages
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ else:
     _Worker = object
 
 logger = logging.getLogger("vllm.latentserve.worker")
-NUM_STATES = "latentserve_num_states"
-"""In vLLM's `additional_config`: hidden states that are kept for each token of the KV cache; 0: none."""
 
 
 class HybridWorker(_Worker):
@@ -27,24 +25,29 @@ class HybridWorker(_Worker):
 
     latentserve: Latents
     latentserve_hooks: Hooks
+    networks: Networks
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         follow_parent()  # before the model is loaded
 
+    def load_model(self, *args: Any, **options: Any) -> None:
+        super().load_model(*args, **options)
+        self.networks = Networks(self.vllm_config, self.model_runner.device, self.model_runner.dtype)
+
     def determine_available_memory(self) -> int:
         """For the KV cache: without what the pages of hidden states beside it will take."""
         available = int(super().determine_available_memory())
-        if not (num_states := self.vllm_config.additional_config.get(NUM_STATES, 0)):
+        if not self.networks.num_states:
             return available
         hidden_size, dtype = self.model_config.get_hidden_size(), self.model_runner.dtype
-        share = share_of_pages(self.get_kv_cache_spec(), num_states, hidden_size, dtype.itemsize)
+        share = share_of_pages(self.get_kv_cache_spec(), self.networks.num_states, hidden_size, dtype.itemsize)
         logger.info("Hidden states take %.1f MiB beside the KV cache (%.1f %%).", available * share / 2**20, 100 * share)
         return int(available * (1 - share))
 
-    def latentserve_install(self, bundle: str | None) -> None:
-        """Load the bundle and hook into the model runner. Called once, before the first request."""
-        self.latentserve = Latents(self.model_runner, Bundle.load(bundle) if bundle else None)
+    def latentserve_install(self) -> None:
+        """Hook into the model runner. Called once, before the first request."""
+        self.latentserve = Latents(self.model_runner, self.networks)
         self.latentserve_hooks = Hooks(self.model_runner, self.latentserve)
 
     def latentserve_drop(self, key: str) -> None:

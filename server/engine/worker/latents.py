@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from reasoning_net.bundle import Bundle
 from server.engine.work import Forget, Overlay, Read, Think, Work
 from server.engine.worker.hooks import Row
+from server.engine.worker.networks import Networks
 from server.engine.worker.read import Reader
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class Store:
 class Latents:
     """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` rows are written, `Think` rows both."""
 
-    def __init__(self, runner: "GPUModelRunner", bundle: Bundle | None) -> None:
+    def __init__(self, runner: "GPUModelRunner", networks: Networks) -> None:
         self.store = Store()
-        self.reader = Reader(runner, bundle, self.store.put)
-        self.placeholder = bundle.manifest.layout.placeholder_token_id if bundle else None
+        self.reader = Reader(runner, networks, self.store.put)
+        self.placeholder = networks.manifest.layout.placeholder_token_id if networks.manifest else None
         self.layers, self.reads_all = self.reader.layers, self.reader.has_pages
         self._lost: set[str] = set()  # requests whose latents were missing in some step
 

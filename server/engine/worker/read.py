@@ -15,23 +15,17 @@ import torch
 from torch import Tensor
 from vllm.model_executor.models.interfaces import supports_eagle3
 
-from reasoning_net.bundle import Bundle, BundleError
-from reasoning_net.model import ReasoningNet
-from reasoning_net.precision import compute_dtype
+from reasoning_net.bundle import BundleError
 from router.policy import Scores
-from router.probe import Probe
 from router.probe_config import scores_of
 from server.engine.work import Read, Think, Verdict
 from server.engine.worker.hooks import Row
+from server.engine.worker.networks import Networks
 from server.engine.worker.pages import Pages
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import SamplerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-MAX_PADDED_TOKENS, _ON_CPU = 8192, 1024
-"""Of a micro-batch: prompts × the longest of them. A prompt that is longer is read alone. On a CPU what fits its caches is
-faster: eight of 100 tokens take 9.1 ms each, 64 at once 17.8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +44,6 @@ class Question:
         return int(self.states.shape[1])
 
 
-def network_dtype(device: torch.device, base_dtype: torch.dtype) -> torch.dtype:
-    """The base's; on a CPU that computes in bf16 (the network's own, as it is stored) that: twice as fast as float32."""
-    return compute_dtype(device) if device.type == "cpu" and base_dtype is torch.float32 else base_dtype
-
-
 def micro_batches(questions: list[Question], max_padded_tokens: int) -> Iterator[list[Question]]:
     """The questions by length, so that like is padded with like, cut where prompts × longest would pass the bound."""
     batch: list[Question] = []
@@ -70,23 +59,17 @@ def micro_batches(questions: list[Question], max_padded_tokens: int) -> Iterator
 class Reader:
     """Collects hidden states, chunk by chunk, and thinks where a prompt ends."""
 
-    def __init__(self, runner: "GPUModelRunner", bundle: Bundle | None, keep: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, runner: "GPUModelRunner", networks: Networks, keep: Callable[[str, Tensor], None]) -> None:
         """`keep` gets the latents (N, d) of a key."""
         self._runner, self._keep = runner, keep
-        self._net: ReasoningNet | None = bundle.reasoning_net() if bundle else None
-        self._probe: Probe | None = bundle.probe() if bundle else None
-        self._dtype = network_dtype(runner.device, runner.dtype)
-        for module in (self._net, self._probe):
-            if module is not None:
-                # The probe is tiny, and its scores are compared with thresholds: always in float32.
-                module.to(runner.device, self._dtype if module is self._net else torch.float32).requires_grad_(False)
+        self._net, self._probe, self._dtype = networks.net, networks.probe, networks.dtype
+        self._max_padded_tokens = networks.max_padded_tokens
         self.layers = self._probe.config.layers if self._probe else ()
         if self.layers and not supports_eagle3(runner.model):
             raise BundleError(f"vLLM gives no earlier layers of a {type(runner.model).__name__}. Fit a probe without --layers.")
         self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
-        manifest = bundle.manifest if bundle else None
-        self._pages = Pages(runner, manifest.num_states) if manifest and manifest.num_states else None
-        self._window = manifest.prompt_window if manifest else None
+        self._pages = Pages(runner, networks.num_states) if networks.num_states else None
+        self._window = networks.manifest.prompt_window if networks.manifest else None
         self._verdicts: dict[str, Verdict] = {}  # of requests whose first token is not sampled yet
         self._reads = self._steps_with_reads = 0
 
@@ -115,8 +98,7 @@ class Reader:
             return  # without both the first token's own log-probabilities are the signal
         self._steps_with_reads += 1
         self._reads += len(ended)
-        most = _ON_CPU if hidden_states.device.type == "cpu" else MAX_PADDED_TOKENS
-        for batch in micro_batches([self._question(row, hidden_states) for row in ended], most):
+        for batch in micro_batches([self._question(row, hidden_states) for row in ended], self._max_padded_tokens):
             self._think(batch)
 
     def _question(self, row: Row, hidden_states: Tensor) -> Question:

@@ -51,7 +51,7 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         max_num_batched_tokens=96,
         max_num_seqs=32,
     )
-    engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle.manifest))
+    engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle))
     router = Router(bundle.manifest.calibration)
     await engine.install(bundle, bundle.manifest.layout.token_ids(base.tokenizer), router, metrics, num_latents=NUM_LATENTS)
     yield engine

@@ -3,7 +3,8 @@
 import torch
 
 from server.engine.work import Read
-from server.engine.worker.read import MAX_PADDED_TOKENS, Question, micro_batches
+from server.engine.worker.networks import MAX_PADDED_TOKENS
+from server.engine.worker.read import Question, micro_batches
 
 
 def questions(*lengths: int) -> list[Question]:
