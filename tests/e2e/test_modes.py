@@ -164,14 +164,16 @@ def test_multi_turn_conversations(client: openai.OpenAI, asked: list[Question]) 
 
 
 def test_auto_says_why(client: openai.OpenAI, asked: list[Question]) -> None:
-    chosen, thinking = set(), client.get("/router", cast_to=httpx.Response).json()["calibration"]["thinking"]
+    chosen, calibration = set(), client.get("/router", cast_to=httpx.Response).json()["calibration"]
     for question in asked[:24]:
         route = ask(client, question, "auto").route
         assert route["requested"] == "auto"
         assert (route["score"] >= route["threshold"]) == (route["mode"] == "latent")
-        assert route["reason"] == ("answer_confident" if route["mode"] == "latent" else "answer_doubtful")
+        is_certain = route["scores"]["latent"] >= calibration["certain_from"]  # then the answer is not checked
+        kept = "worth_it" if is_certain else "answer_confident"
+        assert route["reason"] == (kept if route["mode"] == "latent" else "answer_doubtful")
         chosen.add(route["mode"])
-    assert chosen == {"latent", thinking}
+    assert chosen == {"latent", calibration["thinking"]}
 
 
 def test_the_number_of_latents_can_be_chosen(client: openai.OpenAI, asked: list[Question]) -> None:
