@@ -104,6 +104,7 @@ class Passes:
             and not (self.ask.only_route or hybrid.chooses(self.ask.num_latents))
             and params.n == 1
             and params.logprobs is None
+            and params.structured_outputs is None  # under which there may be no first token
             and params.output_kind is not RequestOutputKind.CUMULATIVE
         )
 

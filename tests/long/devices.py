@@ -12,12 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from reasoning_net.demo.questions import FAMILIES, questions
+from reasoning_net.demo.questions import SEEN, questions
 from tests.conftest import running_server
 
 CHAT = "/v1/chat/completions"
-ASKED = [question.question for question in islice(questions(88, "test", families=FAMILIES), 16)]
-MODES = ("direct", "latent", "latent+explicit", "explicit", "auto")
+# Of families whose answers are sure: where two tokens are as likely, sums in another order choose another one.
+ASKED = [question.question for question in islice(questions(88, "test", families=SEEN), 16)]
+MODES = ("direct", "latent", "explicit", "auto")
 
 
 async def answers(url: str) -> dict[tuple[str, str], Any]:
@@ -39,7 +40,7 @@ async def answers(url: str) -> dict[tuple[str, str], Any]:
 async def test_two_devices_answer_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_server(tmp_path / "one.txt") as url:
         one = await answers(url)
-    assert len({answer[2] for answer in one.values()}) == 4, "each way to answer was taken"
+    assert {answer[2] for answer in one.values()} == {"direct", "latent", "explicit"}, "each way to answer was taken"
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(str(core) for core in sorted(os.sched_getaffinity(0))[:2]))
     with running_server(tmp_path / "two.txt", "--tensor-parallel-size", "2") as url:
         two = await answers(url)
