@@ -113,9 +113,8 @@ class Hooks:
             output = model_forward(*args, **kwargs)
             final, earlier = output if self._state.layers else (output, [])
             if self._rows or self._state.reads_all:
-                num_tokens = int(
-                    self._runner.query_start_loc.np[self._runner.input_batch.num_reqs]
-                )  # what follows pads the batch
+                batch = self._runner.input_batch
+                num_tokens = int(self._runner.query_start_loc.np[batch.num_reqs])  # what follows pads the batch
                 states = torch.stack([final, *earlier])[:, :num_tokens] if earlier else final[None, :num_tokens]
                 self._state.read_hidden_states(self._rows, states)
             return final
