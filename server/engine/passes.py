@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
 _MAX_LABEL = 64
+_GAVE_UP = "The engine gave up on this request while it read the question. Try again."
 _FOR_READING = ("lora_request", "trace_headers", "priority", "session_id", "data_parallel_rank")
 
 
@@ -120,11 +121,9 @@ class Passes:
         self._shared = (len(question.token_ids) - 1) // block * block  # the block after them is this request's own
         prompt, options = question.prompt_with(hybrid.layout.latent(number)), question.options | {"reasoning_ended": True}
         self._begun = self.engine.run(prompt, params, unique_id(question.label), **options)
-        first = await anext(self._begun, None)
-        if first is None or not first.outputs[0].logprobs:
-            raise GenerationError("The engine gave up on this request while it read the question. Try again.")
-        self._count_cached(first)
-        verdict = Verdict.of([entry.logprob for entry in first.outputs[0].logprobs[0].values()], hybrid.ladder)
+        if (first := await anext(self._begun, None)) is None:
+            raise GenerationError(_GAVE_UP)
+        verdict = Verdict.of(self._logprobs_of(first), hybrid.ladder)
         self._begun = _after(first, self._begun)
         self._has_read(verdict, started)
         return verdict
@@ -158,16 +157,20 @@ class Passes:
         options = {name: question.options[name] for name in _FOR_READING if name in question.options}
         async with aclosing(self.engine.run(prompt, params, unique_id(question.label), **options)) as outputs:
             last = [output async for output in outputs][-1]
-        if not last.outputs[0].logprobs:
-            raise GenerationError("The engine gave up on this request while it read the question. Try again.")
-        self._count_cached(last)
-        values = [entry.logprob for entry in last.outputs[0].logprobs[0].values()]
+        values = self._logprobs_of(last)
         if has_verdict:
             verdict = Verdict.of(values, hybrid.ladder)
         else:
             verdict = Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
         self._has_read(verdict, started)
         return verdict
+
+    def _logprobs_of(self, output: RequestOutput) -> list[float]:
+        """Of the first token after a question that was read; its own is the first one."""
+        if not output.outputs[0].logprobs:
+            raise GenerationError(_GAVE_UP)
+        self._count_cached(output)
+        return [entry.logprob for entry in output.outputs[0].logprobs[0].values()]
 
     def _has_read(self, verdict: Verdict, started: float) -> None:
         self.record.scores = verdict.scores

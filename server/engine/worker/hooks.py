@@ -58,6 +58,16 @@ class Row:
         """Of the prompt."""
         return len(self.prompt_token_ids)
 
+    @property
+    def question_length(self) -> int:
+        """Of what is read: the whole prompt, or its beginning."""
+        return self.work.length if isinstance(self.work, Think) else self.length
+
+    @property
+    def reached(self) -> int:
+        """Positions that are computed after this step."""
+        return self.computed + self.end - self.first
+
 
 class RowState(Protocol):
     """What reads and writes rows; one method a place, all rows of ours at once."""

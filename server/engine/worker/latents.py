@@ -84,7 +84,7 @@ class Latents:
             if not isinstance(work, Overlay | Think):
                 continue
             begin = max(work.start, row.computed)  # positions in the prompt
-            stop = min(work.start + work.num_latents, row.computed + row.end - row.first)
+            stop = min(work.start + work.num_latents, row.reached)
             if begin >= stop:
                 continue
             z = self.store.get(work.key)
@@ -103,13 +103,8 @@ class Latents:
 
     def _ends_question(self, row: Row) -> bool:
         """Whether the step computes the last token of a question that is to be read; after a preemption it is read already."""
-        if isinstance(row.work, Read):
-            length = row.length
-        elif isinstance(row.work, Think) and self.store.get(row.work.key) is None:
-            length = row.work.length
-        else:
-            return False
-        return row.computed < length <= row.computed + row.end - row.first
+        to_read = isinstance(row.work, Read) or (isinstance(row.work, Think) and self.store.get(row.work.key) is None)
+        return to_read and row.computed < row.question_length <= row.reached
 
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Verdicts into their rows' log-probabilities; the reserved token, which nobody samples, where latents were lost."""

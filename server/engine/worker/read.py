@@ -103,7 +103,7 @@ class Reader:
 
     def _question(self, row: Row, hidden_states: Tensor) -> Question:
         assert isinstance(row.work, Read | Think)
-        length = row.work.length if isinstance(row.work, Think) else row.length
+        length = row.question_length
         keeps = isinstance(row.work, Read) and row.work.keep_states
         if self._pages is None:
             states = hidden_states[:, row.first if keeps else row.end - 1 : row.end]
@@ -155,7 +155,7 @@ class Reader:
     def write_verdicts(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Into the log-probabilities of their rows, after the sampled token's own."""
         for row in rows:
-            if row.computed + row.end - row.first < row.length or (verdict := self._verdicts.pop(row.request_id, None)) is None:
+            if row.reached < row.length or (verdict := self._verdicts.pop(row.request_id, None)) is None:
                 continue
             assert output.logprobs_tensors is not None, "whoever reads asks for log-probabilities"
             values = torch.tensor(verdict.values(), device=output.logprobs_tensors.logprobs.device)
