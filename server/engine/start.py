@@ -28,6 +28,7 @@ except ModuleNotFoundError:  # vLLM 0.33 moved it
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
 
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
+_DRAFTERS = ("ngram", "suffix")
 _END_SECONDS = 5.0  # for the engine's process to tidy up; vLLM would kill it at once
 
 
@@ -115,8 +116,11 @@ def _refuse_unsupported(args: Namespace) -> None:
             )
     if args.enable_mm_embeds:
         raise ConfigurationError("--enable-mm-embeds is not supported: only this server writes embeddings. Remove it.")
-    if getattr(args, "speculative_config", None):
-        raise ConfigurationError("Speculative decoding is not supported together with latents. Remove --speculative-config.")
+    if args.speculative_config and (method := args.speculative_config.get("method")) not in _DRAFTERS:
+        raise ConfigurationError(
+            f"--speculative-config with the method {method} is not supported: latents are not in what a draft model reads. "
+            f"Use one that looks drafts up in the text: {', '.join(_DRAFTERS)}."
+        )
 
 
 def add_aliases(args: Namespace, modes: Sequence[str]) -> None:

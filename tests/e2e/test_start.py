@@ -123,6 +123,10 @@ def test_unsupported_parallelism(flags: list[str]) -> None:
     assert "is not supported" in start(*flags)
 
 
+def test_a_draft_model_is_refused() -> None:
+    assert "method eagle is not supported" in start("--speculative-config", '{"method": "eagle", "model": "x"}')
+
+
 def test_without_a_bundle_entropy_routes_and_latent_is_refused(
     tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
+from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -104,6 +105,8 @@ class Hooks:
         runner._model_forward = self._around_model_forward(runner._model_forward)
         runner._sample = self._around_sample(runner._sample)
         mend_thinking_budgets()
+        if runner.device.type == "cpu":
+            mend_drafts()
 
     def _around_update_states(self, update_states: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(step: "SchedulerOutput") -> Any:
@@ -202,6 +205,19 @@ def mend_thinking_budgets() -> None:
 
     sync_batch.mended = True  # type: ignore[attr-defined]
     ThinkingBudgetStateHolder.sync_batch = sync_batch
+
+
+def mend_drafts() -> None:
+    """vLLM 0.32 on a CPU: its kernel expands temperatures, top-k and top-p into a copy, so drafts are sampled with garbage."""
+    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+
+
+def expand_batch_to_tokens(
+    x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> Tensor:
+    """vLLM's function by torch: a value (B,) of each request for each of its drafts, (num_tokens,)."""
+    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    return x.masked_fill(x == replace_from, replace_to).repeat_interleave(counts, output_size=num_tokens)
 
 
 class _Hybrid:

@@ -158,12 +158,13 @@ class Reader:
             if row.reached < row.length or (verdict := self._verdicts.pop(row.request_id, None)) is None:
                 continue
             assert output.logprobs_tensors is not None, "whoever reads asks for log-probabilities"
+            first = row.index * output.sampled_token_ids.shape[1]  # where drafts are checked a request has several rows
             values = torch.tensor(verdict.values(), device=output.logprobs_tensors.logprobs.device)
-            output.logprobs_tensors.logprobs[row.index, 1 : 1 + len(values)] = values
+            output.logprobs_tensors.logprobs[first, 1 : 1 + len(values)] = values
             # Ids of their own for the whole row: by id they become a dict, in which a real token would replace a value.
             ids = output.logprobs_tensors.logprob_token_ids
             others = torch.arange(1, ids.shape[1], dtype=ids.dtype, device=ids.device)
-            ids[row.index, 1:] = (ids[row.index, 0] + others) % self._runner.model_config.get_vocab_size()
+            ids[first, 1:] = (ids[first, 0] + others) % self._runner.model_config.get_vocab_size()
 
 
 def _padded(batch: list[Question]) -> tuple[Tensor, Tensor]:

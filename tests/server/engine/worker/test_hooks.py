@@ -12,7 +12,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 
 from server.engine.errors import ConfigurationError
-from server.engine.worker.hooks import check_vllm, mend_thinking_budgets, private_hasher
+from server.engine.worker.hooks import check_vllm, expand_batch_to_tokens, mend_thinking_budgets, private_hasher
 
 BLOCK = 4
 
@@ -63,6 +63,13 @@ def test_a_budget_ends_with_its_request() -> None:
     holder.sync_batch(BatchUpdate(2, removed=(), added=[(1, with_budget, [1], [])], moved=()))
     holder.sync_batch(BatchUpdate(1, removed=(), added=(), moved=[one_way]))
     assert set(holder._state) == {0}, "a budget moves with its request"
+
+
+def test_a_value_of_each_request_goes_to_its_drafts() -> None:
+    temperatures, ends = torch.tensor([0.6, 0.0, 1.5]), torch.tensor([2, 3, 3])
+    expanded = expand_batch_to_tokens(temperatures, ends, 3, replace_from=0, replace_to=1)
+    assert expanded.tolist() == pytest.approx([0.6, 0.6, 1.0])
+    assert expand_batch_to_tokens(torch.tensor([5, 6, 7]), ends, 3).tolist() == [5, 5, 6]
 
 
 def test_a_vllm_that_lacks_what_is_patched_is_refused_in_one_sentence() -> None:
