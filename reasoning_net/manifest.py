@@ -13,6 +13,8 @@ from router.calibration import Calibration
 from router.probe_config import ProbeConfig
 
 FORMAT_VERSION = 4
+AUDIT = "analyse latents"
+"""The command whose figures say, in a bundle's scores, whether its latents are needed."""
 
 
 class BaseFingerprint(BaseModel):
@@ -64,6 +66,11 @@ class Manifest(BaseModel):
             raise ValueError("the reasoning_net needs layout.placeholder_token_id: where its latents stand")
         self.check_num_latents(self.num_latent_tokens, "num_latent_tokens")
         return self
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What `analyse latents` has found, if it was run."""
+        return self.scores.get(AUDIT)
 
     @property
     def num_states(self) -> int:

@@ -118,6 +118,11 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
     """Serve until a signal; raises with a message that says what to do when it cannot start, or when its engine dies."""
     args = parse_vllm_args(settings, vllm_flags, bundle)
     names = available_modes(bundle)
+    if bundle and (audit := bundle.manifest.audit) and audit["verdict"] == "ornament":
+        logger.warning(
+            "The latents of %s are an ornament: answers are as right with others in their place (necessity %.2f, `latentserve "
+            "analyse latents`). Mode direct costs less.", bundle.directory, audit["necessity"],
+        )  # fmt: skip
     add_aliases(args, names)
     address, sock = listen(args)
     metrics, readiness = Metrics(), Readiness()

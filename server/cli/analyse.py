@@ -2,9 +2,14 @@
 
 from typing import Annotated
 
-from reasoning_net.analysis.trajectory import TrajectoryConfig, main
+from reasoning_net.analysis import latents as latents_analysis
+from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.options import Flat
 
 
-def trajectory(*, config: Annotated[TrajectoryConfig, Flat]) -> str:
-    return main(config)
+def latents(*, config: Annotated[latents_analysis.LatentsConfig, Flat]) -> str:
+    return latents_analysis.main(config)
+
+
+def trajectory(*, config: Annotated[trajectory_analysis.TrajectoryConfig, Flat]) -> str:
+    return trajectory_analysis.main(config)

@@ -27,6 +27,7 @@ def mount_router(app: FastAPI, router: Router, bundle: Bundle | None, operator_k
         "bundle": bundle.fingerprint() if bundle else None,
         "probe": manifest.probe.model_dump() if manifest and manifest.probe else None,
         "measured": manifest.scores.get("router fit") if manifest else None,
+        "latents": manifest.audit if manifest else None,
     }
 
     @app.get("/v1/router")
