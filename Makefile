@@ -59,9 +59,9 @@ balancers: $(STAMP)
 attack: $(STAMP)
 	$(BIN)/pytest -o addopts= --timeout 1800 -s -q tests/long/attack.py
 
-# Bodies around what the protocols allow, EXAMPLES a protocol.
+# Bodies around what the protocols allow, and requests that the OpenAPI document allows: EXAMPLES a protocol, and an operation.
 fuzz: $(STAMP)
-	EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/e2e/test_bodies.py
+	EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/e2e/test_bodies.py tests/e2e/test_openapi.py
 
 # --no-deps: vLLM's CPU build asks for torchvision, torchaudio and torchcodec, whose registry builds are for CUDA.
 LOCKS := $(wildcard requirements-$(DEVICE).lock requirements-$(DEVICE)-torch.lock)

@@ -2,7 +2,7 @@
 # From data to a bundle: reasoning network (SFT, and GRPO where asked for), bundle, probe. Every stage resumes where it stopped.
 #
 #   deploy/train.sh runs/demo                 the embedded demo from nothing, base model and all: made for a GPU
-#   deploy/train.sh runs/demo --quick         every stage in nine minutes; the answers are still guesses
+#   deploy/train.sh runs/demo --quick         every stage, in a quarter of an hour on two cores; the answers are still guesses
 #   MODEL=Qwen/Qwen3-1.7B DATA=open-r1/OpenR1-Math-220k:default:train BACKBONE=Qwen/Qwen3-Embedding-0.6B \
 #     deploy/train.sh runs/qwen3-1.7b         the paper's recipe for another base, on one GPU
 #
@@ -16,7 +16,7 @@ if [[ -z ${MODEL:-} ]]; then
   model=$out/base
   sft=(--num-latents 32 --min-latents 1 --rest-share 0.2) pack=(--thinks-on --max-prompt-tokens 256)
   if [[ $quick == --quick ]]; then
-    base=(--steps 170) sft+=(--steps 120) fit=(--n 400 --explicit-questions 100 --max-thinking-tokens 256)
+    base=(--steps 170) sft+=(--steps 120 --batch-size 24) fit=(--n 400 --explicit-questions 100 --max-thinking-tokens 256)
   else
     sft+=(--steps 24000 --batch-size 256 --max-prompt-tokens 576 --compiled)
   fi

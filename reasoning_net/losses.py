@@ -16,7 +16,7 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.padding import padded
 from reasoning_net.precision import autocast
 
-_SHARPNESS = 12.0  # of the softmax over cosine similarities
+SHARPNESS = 12.0  # of the softmax over cosine similarities
 
 
 def losses(
@@ -71,5 +71,5 @@ def hint_loss(base: FrozenBase, latents: Tensor, hints: Tensor) -> Tensor:
     """
     hinted = normalize(latents[:, : hints.shape[1]].float(), dim=-1)
     similarity = hinted @ normalize(base.embed.weight.float(), dim=-1).T
-    total = cross_entropy(similarity.transpose(1, 2) * _SHARPNESS, hints, ignore_index=-100, reduction="sum")
+    total = cross_entropy(similarity.transpose(1, 2) * SHARPNESS, hints, ignore_index=-100, reduction="sum")
     return total / (hints != -100).sum().clamp(min=1)

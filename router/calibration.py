@@ -22,6 +22,9 @@ class Target(BaseModel):
 
     explicit_share: float | None = Field(None, ge=0, le=1, description="Share of questions that are thought through in text.")
     accuracy_floor: float | None = Field(None, ge=0, le=1, description="The cheapest setting that is right this often.")
+    accuracy_loss: float | None = Field(
+        None, ge=0, le=1, description="The cheapest setting that is right at most so much more seldom than explicit thinking."
+    )
     mean_tokens: float | None = Field(None, gt=0, description="The best setting that generates no more tokens a question.")
     p95_seconds: float | None = Field(None, gt=0, description="The best setting whose slowest twentieth starts here.")
 
@@ -102,8 +105,10 @@ def choose(points: Sequence[Point], target: Target) -> Point:
     if target.explicit_share is not None:
         wanted = target.explicit_share
         return min(points, key=lambda p: (abs(p.explicit_share - wanted), p.mean_tokens))
-    if target.accuracy_floor is not None:
-        floor = target.accuracy_floor
+    floor = target.accuracy_floor
+    if target.accuracy_loss is not None:
+        floor = max(points, key=lambda p: p.explicit_share).accuracy - target.accuracy_loss
+    if floor is not None:
         if not (good := [p for p in points if p.accuracy >= floor]):
             raise RouterError(
                 f"accuracy_floor {floor} is out of reach: the best setting reaches {max(p.accuracy for p in points)}."

@@ -20,6 +20,7 @@ class Options(BaseModel):
     policy: str | None = Field(None, description="By name, instead of the server's.")
     explicit_share: float | None = None
     accuracy_floor: float | None = None
+    accuracy_loss: float | None = None
     mean_tokens: float | None = None
     p95_seconds: float | None = None
     max_cost: float | None = Field(None, gt=0, description="Generated tokens that this answer may cost at most.")

@@ -2,9 +2,14 @@
 
 from typing import Annotated
 
+from reasoning_net.analysis import explain as explain_analysis
 from reasoning_net.analysis import latents as latents_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.options import Flat
+
+
+def explain(*, config: Annotated[explain_analysis.ExplainConfig, Flat]) -> str:
+    return explain_analysis.main(config)
 
 
 def latents(*, config: Annotated[latents_analysis.LatentsConfig, Flat]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 2**10
+_READ_FIRST_SECONDS = 0.001  # the next turn of the loop
 _PIECE_BYTES = 16 * 2**10  # that are parsed before they are counted
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -42,6 +43,11 @@ class Connection(HttpToolsProtocol):
             self._read_timer.cancel()
             self._read_timer = None
         super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """What has come already is read first: timers may run before that, and a loop that was busy would close, so reset, a
+        connection whose next request has arrived."""
+        self.timeout_keep_alive_task = self.loop.call_later(_READ_FIRST_SECONDS, super().timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), _PIECE_BYTES):

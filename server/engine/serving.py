@@ -30,6 +30,7 @@ from server.http.errors import UnavailableError
 from server.settings import Settings
 
 logger = logging.getLogger("vllm.latentserve.serving")
+_KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections (OpenAI's 5, vLLM's own default): they close, not we
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_WORDS_SECONDS = 3
 """For what is still to be written, after all answers have ended."""
@@ -100,7 +101,7 @@ async def serve_app(
         port=args.port,
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log,
-        timeout_keep_alive=int(os.environ.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5")),
+        timeout_keep_alive=int(os.environ.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", _KEEP_ALIVE_SECONDS)),
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import SecretStr
 
 from reasoning_net.bundle import Bundle
+from router.calibration import Target
 from router.policy import RouterError
 from router.router import Options, Router
 from server.http.contract import parse_options
@@ -52,7 +53,7 @@ def _switch(router: Router, body: bytes) -> None:
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"The body is not JSON: {error}.") from None
     if options.policy is None and options.target is None:
-        raise BadRequestError("Name a policy, or one target: explicit_share, accuracy_floor, mean_tokens, p95_seconds.")
+        raise BadRequestError(f"Name a policy, or one target: {', '.join(Target.model_fields)}.")
     if options.max_cost is not None or options.early or not options.escalate:
         raise BadRequestError("max_cost, early and escalate belong to single requests.")
     try:

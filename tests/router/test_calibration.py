@@ -21,6 +21,8 @@ def points(*, timed: bool = False) -> list[Point]:
         (Target(explicit_share=0.25), 0.2),
         (Target(accuracy_floor=0.96), 0.4),
         (Target(accuracy_floor=0.0), 0.0),
+        (Target(accuracy_loss=0.005), 0.4),
+        (Target(accuracy_loss=0.004), 0.8),
         (Target(mean_tokens=100), 0.4),
         (Target(p95_seconds=2.5), 0.2),
     ],

@@ -1,0 +1,281 @@
+"""Read a reason for an answer off its latents, and put it to the test.
+
+    latentserve analyse explain --bundle runs/bundle --output runs/explain
+
+After "Are latent reasoning models easily interpretable?" (2604.04902). Two lenses say which whole number each row of latents is
+nearest to; a checker looks for steps of arithmetic that lead from the question's numbers, over these, to the answer; and a step
+counts as verified when it follows a change of the question: the number in its row becomes the recomputed one, for two of three
+changes. A third way lets the model write a chain after the latents. It may have worked that out from the question alone, so the
+same stands beside it with the mean of all questions' latents.
+
+Shapes: B questions, N latent tokens, d hidden size, V vocabulary, K whole numbers that are one token.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from reasoning_net.analysis.checker import Arithmetic, Change, Checker, Trace, equations
+from reasoning_net.analysis.latents import as_loud
+from reasoning_net.bundle import Bundle
+from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
+from reasoning_net.errors import StageError
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.layout import LayoutIds
+from reasoning_net.losses import SHARPNESS
+from reasoning_net.model import ReasoningNet
+from reasoning_net.options import Model, Questions, Seed
+from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts
+from reasoning_net.stages.traces import END_OF_THINKING
+from reasoning_net.tables import table
+from reasoning_net.tasks import Example, TaskSpec
+from router.figures import auroc
+
+_NEEDED = 2  # changes that a step must follow, of at most three
+Conversation = Sequence[dict[str, str]]
+INPUT, OUTPUT, WRITTEN, WRITTEN_AFTER_MEAN = "input lens", "output lens", "chain after the latents", "chain after mean latents"
+LENSES = (INPUT, OUTPUT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainConfig:
+    output: Path
+    """Directory of explanations.jsonl and explain.json."""
+    bundle: Path = DEMO_BUNDLE
+    """Whose network."""
+    model: Model = str(DEMO_MODEL)
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    n: PositiveInt = 500
+    """Held-out questions whose answers are numbers."""
+    num_latent_tokens: PositiveInt | None = None
+    """As many as the bundle serves, by default."""
+    batch_size: PositiveInt = 64
+    """Questions that are read at once."""
+    max_tokens: PositiveInt = 24
+    """Limit on an answer."""
+    max_chain_tokens: PositiveInt = 300
+    """Limit on a chain that is written after latents."""
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a lens says of one question's latents: a whole number a row, its probability, and how likely it holds the answer."""
+
+    values: list[int | None]
+    probabilities: list[float]
+    answer: float
+    """The largest probability of the answer in any row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One question, its latent answer, and the reasons that were found for it."""
+
+    question: str
+    level: int
+    right: bool
+    reply: str
+    confidence: float | None
+    """Probability of the reply's least certain token."""
+    answers: dict[str, float]
+    """By lens: how likely a row holds the answer."""
+    traces: dict[str, list[dict[str, Any]]]
+    """By lens: the steps that were found; empty where none lead to the answer."""
+    verified: dict[str, bool]
+    """By lens: every step follows changes of the question."""
+    entailed: dict[str, bool]
+    """By written chain: its last right equation comes to the answer."""
+
+
+def main(config: ExplainConfig) -> str:
+    """Writes `explanations.jsonl` and `explain.json`; returns the tables."""
+    bundle = Bundle.load(config.bundle)
+    bundle.check_base(config.model)
+    net = bundle.reasoning_net()
+    if net is None:
+        raise StageError(f"{config.bundle} has no reasoning network: there are no latents to read.")
+    base = FrozenBase(config.model)
+    layout = bundle.manifest.layout.token_ids(base.tokenizer)
+    number = config.num_latent_tokens or bundle.manifest.num_latent_tokens or net.config.num_latent_tokens
+    explainer = Explainer(base, net, layout, number, config.batch_size)
+    found = list(explain(config, explainer, VllmRollouts(config.model, layout), Arithmetic()))
+    config.output.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(asdict(explanation), ensure_ascii=False) + "\n" for explanation in found)
+    (config.output / "explanations.jsonl").write_text(lines)
+    figures = summarise(found)
+    (config.output / "explain.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return markdown(figures)
+
+
+class Explainer:
+    """Reads latents through a base's embeddings, or through what it predicts where they stand."""
+
+    def __init__(self, base: FrozenBase, net: ReasoningNet, layout: LayoutIds, num_latents: int, batch_size: int) -> None:
+        self.base, self._net, self._layout = base, net, layout
+        self._num_latents, self._batch_size = num_latents, batch_size
+        vocabulary = enumerate(base.tokenizer.batch_decode([[token] for token in range(base.embed.weight.shape[0])]))
+        numbers = {token: int(text) for token, text in vocabulary if re.fullmatch(r" ?\d+", text)}
+        if not numbers:
+            raise StageError("No token of this base is a whole number: there is nothing for the lenses to find.")
+        self._tokens = torch.tensor(list(numbers))  # (K,)
+        self._numbers = torch.tensor(list(numbers.values()))
+
+    @torch.no_grad()
+    def latents(self, questions: Sequence[Conversation]) -> Tensor:
+        """z, (B, N, d)."""
+        return torch.cat([self._think(batch)[0] for batch in self._batches(questions)])
+
+    @torch.no_grad()
+    def read(self, questions: Sequence[Conversation], lens: str) -> tuple[Tensor, Tensor]:
+        """The likeliest whole number of each row, (B, N), and the probabilities of all of them, (B, N, K)."""
+        parts = [self._lens(*self._think(batch), lens) for batch in self._batches(questions)]
+        probabilities = torch.cat([part[..., self._tokens] for part in parts])
+        return self._numbers[probabilities.argmax(-1)], probabilities
+
+    def readings(self, questions: Sequence[Conversation], answers: Sequence[int | None], lens: str) -> list[Reading]:
+        values, probabilities = self.read(questions, lens)
+        found = []
+        for of, each, answer in zip(values, probabilities, answers, strict=True):
+            here = each[:, self._numbers == answer] if answer is not None else each[:, :0]
+            best = float(here.sum(-1).max()) if here.numel() else 0.0
+            found.append(Reading(of.tolist(), each.amax(-1).tolist(), best))
+        return found
+
+    def _batches(self, questions: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
+        return (questions[at : at + self._batch_size] for at in range(0, len(questions), self._batch_size))
+
+    def _think(self, batch: Sequence[Conversation]) -> tuple[Tensor, Any]:
+        prompt = self.base.read([self.base.prompt_ids(list(messages)) for messages in batch])
+        return self._net(prompt.hidden_states, prompt.embeddings, prompt.mask, self._num_latents), prompt
+
+    def _lens(self, z: Tensor, prompt: Any, lens: str) -> Tensor:
+        """Probabilities of all tokens in each row, (B, N, V): of similarity, as hints are read in training, or as predicted."""
+        if lens == INPUT:
+            similarity = normalize(z.float(), dim=-1) @ normalize(self.base.embed.weight.float(), dim=-1).T
+            return (similarity * SHARPNESS).softmax(-1)
+        states = self.base.extend(prompt, self.base.between(self._layout.before_latents, z, ()))
+        return self.base.model.lm_head(states[:, -z.shape[1] :]).float().softmax(-1)
+
+
+def explain(config: ExplainConfig, explainer: Explainer, engine: Rollouts, checker: Checker) -> Iterator[Explanation]:
+    """Questions whose latent answer is a number, with the reasons that are found for it."""
+    task = config.task.load()
+    examples = list(islice((e for e in task.examples(config.seed, "test") if e.answer.isdigit()), config.n))
+    if not examples:
+        raise StageError("None of the held-out questions has a whole number as its answer.")
+    prompts = [explainer.base.prompt_ids(example.messages) for example in examples]
+    z = explainer.latents([example.messages for example in tqdm(examples, desc="latents", unit="question")])
+    mean = as_loud(z.mean(0).expand_as(z), z)
+    replies = [reply for (reply,) in engine.from_latents(prompts, z, Sampling(config.max_tokens, confidence=True))]
+    finals = [task.final_answer(reply.text) for reply in replies]
+    answers = [int(final) if final and final.isdigit() else None for final in finals]
+    sampling = Sampling(config.max_chain_tokens)
+    chains = {
+        name: [reply.text for (reply,) in engine.from_latents(prompts, latents, sampling, think_on=True)]
+        for name, latents in ((WRITTEN, z), (WRITTEN_AFTER_MEAN, mean))
+    }
+    messages = [example.messages for example in examples]
+    readings = {lens: explainer.readings(messages, answers, lens) for lens in LENSES}
+    for index, example in enumerate(tqdm(examples, desc="explain", unit="question")):
+        answer, text = answers[index], question_of(example)
+        traces: dict[str, Trace] = {}
+        verified: dict[str, list[bool]] = {}
+        for lens in LENSES:
+            traces[lens] = checker.trace(readings[lens][index].values, text, answer) if answer is not None else ()
+            verified[lens] = verify(explainer, example, traces[lens], list(checker.changes(traces[lens], text)), lens)
+        yield Explanation(
+            text, example.level, task.is_correct(replies[index].text, example.answer), replies[index].text,
+            replies[index].confidence, {lens: readings[lens][index].answer for lens in LENSES},
+            {lens: described(traces[lens], readings[lens][index], verified[lens]) for lens in LENSES},
+            {lens: bool(traces[lens]) and all(verified[lens]) for lens in LENSES},
+            {name: _entails(texts[index], answer) for name, texts in chains.items()},
+        )  # fmt: skip
+
+
+def question_of(example: Example) -> str:
+    """The last message: where numbers are changed."""
+    return example.messages[-1]["content"]
+
+
+def verify(explainer: Explainer, example: Example, trace: Trace, changes: Sequence[Change], lens: str) -> list[bool]:
+    """Whether each step follows the changes of the question that change it."""
+    if not changes:
+        return [False] * len(trace)
+    last = example.messages[-1]
+    asked = [[*example.messages[:-1], last | {"content": change.question}] for change in changes]
+    values, _ = explainer.read(asked, lens)
+    verified = []
+    for index, step in enumerate(trace):
+        followed = [
+            int(values[at, step.row]) == change.values[index]
+            for at, change in enumerate(changes)
+            if change.values[index] != step.value
+        ][:3]
+        verified.append(sum(followed) >= _NEEDED)
+    return verified
+
+
+def described(trace: Trace, reading: Reading, verified: Sequence[bool]) -> list[dict[str, Any]]:
+    """The steps as a user reads them; rows are counted from 1."""
+    return [
+        {
+            "latent": step.row + 1, "value": step.value, "operation": step.operation,
+            "probability": round(reading.probabilities[step.row], 4), "verified": is_verified,
+        }
+        for step, is_verified in zip(trace, verified, strict=True)
+    ]  # fmt: skip
+
+
+def _entails(text: str, answer: int | None) -> bool:
+    found = equations(text.partition(END_OF_THINKING)[0])
+    return answer is not None and bool(found) and found[-1][1] == answer
+
+
+def summarise(found: Sequence[Explanation]) -> dict[str, Any]:
+    """Shares of right, and of wrong, answers for which a reason was found and verified; what that says about the answer."""
+    groups = {"right": [e for e in found if e.right], "wrong": [e for e in found if not e.right]}
+
+    def shares(holds: Callable[[Explanation], bool]) -> dict[str, float | None]:
+        return {name: round(statistics.fmean(map(holds, of)), 4) if of else None for name, of in groups.items()}
+
+    ways = {f"{lens}: a trace": shares(lambda e, lens=lens: bool(e.traces[lens])) for lens in LENSES}  # type: ignore[misc]
+    ways |= {f"{lens}: verified": shares(lambda e, lens=lens: e.verified[lens]) for lens in LENSES}  # type: ignore[misc]
+    ways |= {name: shares(lambda e, name=name: e.entailed[name]) for name in found[0].entailed}  # type: ignore[misc]
+    right = torch.tensor([float(e.right) for e in found])
+    signals = {f"the answer by the {lens}": torch.tensor([e.answers[lens] for e in found]) for lens in LENSES}
+    signals["least certain token"] = torch.tensor([math.nan if e.confidence is None else e.confidence for e in found])
+    areas = {name: auroc(values, right) for name, values in signals.items()}
+    return {
+        "questions": len(found),
+        "right": len(groups["right"]),
+        "found": ways,
+        "auroc": {name: None if math.isnan(area) else round(area, 4) for name, area in areas.items()},
+    }
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    ways = ((way, cell(values["right"]), cell(values["wrong"])) for way, values in figures["found"].items())
+    signals = ((name, cell(value)) for name, value in figures["auroc"].items())
+    wrong = figures["questions"] - figures["right"]
+    return "\n\n".join(
+        [
+            table(["a reason by", f"of {figures['right']} right answers", f"of {wrong} wrong ones"], ways),
+            table(["signal", "AUROC of a right answer"], signals),
+        ]
+    )
