@@ -7,7 +7,8 @@ LatentserveError
 ├── SlowClientError             408  the body did not come in time
 ├── TooLargeError               413  the body is larger than the server reads
 ├── UnsupportedError            415  the body is no JSON, or compressed
-├── OverloadedError             429  no room, or a limit of the key: with Retry-After, and X-Reject-Reason
+├── OverloadedError             429  no room: with Retry-After, and X-Reject-Reason
+│   └── KeyLimitError           429  a limit of the key
 ├── UnavailableError            503  the server is shutting down, or its engine has died
 └── DeadlineError               504  the answer took longer than the request, or the server, allows
 """
@@ -98,6 +99,10 @@ class _TryAgainError(LatentserveError):
 class OverloadedError(_TryAgainError):
     status = 429
     type = "RateLimitError"
+
+
+class KeyLimitError(OverloadedError):
+    """A limit of the key is reached."""
 
 
 class UnavailableError(_TryAgainError):

@@ -20,7 +20,7 @@ from server.http.admission import Admission
 from server.http.body import read_body
 from server.http.client import Client
 from server.http.contract import CHAT_PATH, GENERATING_PATHS, MODE_HEADER, ROUTE_PATH, Terms
-from server.http.errors import LatentserveError
+from server.http.errors import KeyLimitError, LatentserveError
 from server.http.keys import client_key
 from server.http.quotas import Quotas
 from server.http.writer import RouteWriter, failure_of
@@ -29,6 +29,7 @@ from server.observe.record import Record, current
 from server.observe.tracing import Trace
 
 ID_HEADER = "x-request-id"
+_HELD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class ReasoningModes:
                 self._observers.metrics.failed(None, failure_of(error.status))
             if trace:
                 trace.refuse(error.status, failure_of(error.status))
+            if isinstance(error, KeyLimitError):  # whoever asks again at once is slowed down, at no cost
+                await asyncio.sleep(_HELD_SECONDS)
             return await error.response(path)(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, raw: bytes, body: Any, receive: Receive, send: Send) -> None:

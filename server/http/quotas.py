@@ -13,7 +13,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from server.http.errors import OverloadedError
+from server.http.errors import KeyLimitError
 from server.http.keys import Key
 
 _HOUR = 3600
@@ -29,7 +29,7 @@ class Quotas:
         self._thinking: Counter[str] = Counter()
 
     def enter(self, key: Key) -> "Quota":
-        """A request of this key begins. Raises `OverloadedError` where a limit is reached, with which and when it frees."""
+        """A request of this key begins. Raises `KeyLimitError` where a limit is reached, with which and when it frees."""
         quota = Quota(key, self._limiter, self._thinking)
         quota.enter()
         return quota
@@ -54,18 +54,18 @@ class Quota:
         if not self._limiter.test(RateLimitItemPerMinute(most), self.key.name, name):
             raise self._exceeded(name, most)
 
-    def claim(self) -> OverloadedError | None:
+    def claim(self) -> KeyLimitError | None:
         """A place for an answer that is thought through in text, before anything is read; else what stands in its way."""
         key, most = self.key, self.key.thinking_tokens_per_minute
         if self._is_thinking:
             return None
         if key.concurrent_explicit is not None and self._thinking[key.name] >= key.concurrent_explicit:
-            return OverloadedError(
+            return KeyLimitError(
                 f"{self._thinking[key.name]} answers of this key are being thought through in text, of at most "
                 f"{key.concurrent_explicit}.", "concurrent_explicit", 1,
             )  # fmt: skip
         if key.max_amplification is not None and self._amplification() > key.max_amplification:
-            return OverloadedError(
+            return KeyLimitError(
                 f"This key's answers were more than {key.max_amplification:g} times as long as its prompts in the last hour.",
                 "max_amplification", self._seconds_left("generated", _HOUR),
             )  # fmt: skip
@@ -75,7 +75,7 @@ class Quota:
         self._thinking[key.name] += 1
         return None
 
-    def reserve(self, tokens: float) -> OverloadedError | None:
+    def reserve(self, tokens: float) -> KeyLimitError | None:
         """So many tokens, as they are predicted, for an answer that is thought through in text; else what stands in its way."""
         if (reason := self.claim()) is not None:
             return reason
@@ -120,10 +120,10 @@ class Quota:
         generated = get(f"{self.key.name}/generated")
         return generated / max(1, get(f"{self.key.name}/prompt")) if generated >= _ENOUGH else 0.0
 
-    def _exceeded(self, name: str, most: int) -> OverloadedError:
+    def _exceeded(self, name: str, most: int) -> KeyLimitError:
         seconds = max(1, math.ceil(self._reset(name, most) - time.time()))
         what = name.replace("_", " ").replace(" per minute", " a minute")
-        return OverloadedError(f"This key may use {most} {what}. The limit frees in {seconds} seconds.", name, seconds)
+        return KeyLimitError(f"This key may use {most} {what}. The limit frees in {seconds} seconds.", name, seconds)
 
     def _reset(self, name: str, most: int) -> float:
         return self._limiter.get_window_stats(RateLimitItemPerMinute(most), self.key.name, name).reset_time
