@@ -94,7 +94,8 @@ def main(config: FitConfig) -> dict[str, Any]:
     scores = predict(probe, held)
     per_question = scores_of({name: values.tolist() for name, values in scores.items()})
     outcomes, confidence = calibration_outcomes(held, per_question, cheap)
-    calibration = calibrate(outcomes, confidence, Target(accuracy_loss=config.max_loss), cheap, config.thinking)
+    floor = float(held.labels["explicit"].mean()) - config.max_loss
+    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, config.thinking)
     calibration = calibration.model_copy(update={"latent_loss": config.max_loss})
     figures = report(probe, held, cheap)
     if probe.config.ladder:
