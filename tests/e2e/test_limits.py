@@ -258,7 +258,7 @@ async def test_chains_at_once(small: str, ask: Any, asked: list[Question]) -> No
     assert (second.status_code, second.headers["x-reject-reason"]) == (429, "concurrent_explicit")
     assert (await ask(asked[1], key="free", mode="explicit")).status_code == 200
     assert (await first).status_code == 200
-    await until(small, "latentserve_requests_in_flight", lambda value: value == 0)  # its place is given back after its last byte
+    await until(small, "latentserve_requests_in_flight", lambda value: value == 0)  # its place is free
     assert (await ask(asked[1], key="single", mode="explicit")).status_code == 200
 
 
