@@ -40,6 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """As IEEE 754 has them: a library that was compiled with -ffast-math flushes them for whoever loads it, and hypothesis then
+    refuses to draw floats, whichever test comes next."""
+    torch.set_flush_denormal(False)
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
