@@ -28,23 +28,21 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from reasoning_net.analysis.checker import Arithmetic, Change, Checker, Trace, equations
-from reasoning_net.analysis.latents import as_loud
-from reasoning_net.bundle import Bundle
+from reasoning_net.analysis.latents import as_loud, load_network
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.errors import StageError
-from reasoning_net.frozen import FrozenBase
+from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.losses import SHARPNESS
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Model, Questions, Seed
-from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts
+from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts, think
 from reasoning_net.stages.traces import END_OF_THINKING
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, TaskSpec
 from router.figures import auroc
 
 _NEEDED = 2  # changes that a step must follow, of at most three
-Conversation = Sequence[dict[str, str]]
 INPUT, OUTPUT, WRITTEN, WRITTEN_AFTER_MEAN = "input lens", "output lens", "chain after the latents", "chain after mean latents"
 LENSES = (INPUT, OUTPUT)
 
@@ -74,7 +72,7 @@ class ExplainConfig:
 class Reading:
     """What a lens says of one question's latents: a whole number a row, its probability, and how likely it holds the answer."""
 
-    values: list[int | None]
+    values: list[int]
     probabilities: list[float]
     answer: float
     """The largest probability of the answer in any row."""
@@ -102,14 +100,9 @@ class Explanation:
 
 def main(config: ExplainConfig) -> str:
     """Writes `explanations.jsonl` and `explain.json`; returns the tables."""
-    bundle = Bundle.load(config.bundle)
-    bundle.check_base(config.model)
-    net = bundle.reasoning_net()
-    if net is None:
-        raise StageError(f"{config.bundle} has no reasoning network: there are no latents to read.")
+    bundle, net, number = load_network(config.bundle, config.model, config.num_latent_tokens)
     base = FrozenBase(config.model)
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
-    number = config.num_latent_tokens or bundle.manifest.num_latent_tokens or net.config.num_latent_tokens
     explainer = Explainer(base, net, layout, number, config.batch_size)
     found = list(explain(config, explainer, VllmRollouts(config.model, layout), Arithmetic()))
     config.output.mkdir(parents=True, exist_ok=True)
@@ -134,34 +127,27 @@ class Explainer:
         self._numbers = torch.tensor(list(numbers.values()))
 
     @torch.no_grad()
-    def latents(self, questions: Sequence[Conversation]) -> Tensor:
-        """z, (B, N, d)."""
-        return torch.cat([self._think(batch)[0] for batch in self._batches(questions)])
+    def read(self, prompts: Sequence[list[int]], lenses: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """z (B, N, d), and by lens the probabilities of the whole numbers in each row, (B, N, K)."""
+        latents, probabilities = list[Tensor](), {lens: list[Tensor]() for lens in lenses}
+        for at in range(0, len(prompts), self._batch_size):
+            prompt = self.base.read(prompts[at : at + self._batch_size])
+            latents.append(z := think(self._net, prompt, self._num_latents))
+            for lens in lenses:
+                probabilities[lens].append(self._lens(z, prompt.copy(), lens)[..., self._tokens])
+        return torch.cat(latents), {lens: torch.cat(parts) for lens, parts in probabilities.items()}
 
-    @torch.no_grad()
-    def read(self, questions: Sequence[Conversation], lens: str) -> tuple[Tensor, Tensor]:
-        """The likeliest whole number of each row, (B, N), and the probabilities of all of them, (B, N, K)."""
-        parts = [self._lens(*self._think(batch), lens) for batch in self._batches(questions)]
-        probabilities = torch.cat([part[..., self._tokens] for part in parts])
-        return self._numbers[probabilities.argmax(-1)], probabilities
+    def numbers(self, probabilities: Tensor) -> Tensor:
+        """The likeliest whole number of each row, (…)."""
+        return self._numbers[probabilities.argmax(-1)]
 
-    def readings(self, questions: Sequence[Conversation], answers: Sequence[int | None], lens: str) -> list[Reading]:
-        values, probabilities = self.read(questions, lens)
-        found = []
-        for of, each, answer in zip(values, probabilities, answers, strict=True):
-            here = each[:, self._numbers == answer] if answer is not None else each[:, :0]
-            best = float(here.sum(-1).max()) if here.numel() else 0.0
-            found.append(Reading(of.tolist(), each.amax(-1).tolist(), best))
-        return found
+    def reading(self, probabilities: Tensor, answer: int | None) -> Reading:
+        """Of one question, (N, K)."""
+        here = probabilities[:, self._numbers == answer] if answer is not None else probabilities[:, :0]
+        best = float(here.sum(-1).max()) if here.numel() else 0.0
+        return Reading(self.numbers(probabilities).tolist(), probabilities.amax(-1).tolist(), best)
 
-    def _batches(self, questions: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
-        return (questions[at : at + self._batch_size] for at in range(0, len(questions), self._batch_size))
-
-    def _think(self, batch: Sequence[Conversation]) -> tuple[Tensor, Any]:
-        prompt = self.base.read([self.base.prompt_ids(list(messages)) for messages in batch])
-        return self._net(prompt.hidden_states, prompt.embeddings, prompt.mask, self._num_latents), prompt
-
-    def _lens(self, z: Tensor, prompt: Any, lens: str) -> Tensor:
+    def _lens(self, z: Tensor, prompt: Prompt, lens: str) -> Tensor:
         """Probabilities of all tokens in each row, (B, N, V): of similarity, as hints are read in training, or as predicted."""
         if lens == INPUT:
             similarity = normalize(z.float(), dim=-1) @ normalize(self.base.embed.weight.float(), dim=-1).T
@@ -177,7 +163,7 @@ def explain(config: ExplainConfig, explainer: Explainer, engine: Rollouts, check
     if not examples:
         raise StageError("None of the held-out questions has a whole number as its answer.")
     prompts = [explainer.base.prompt_ids(example.messages) for example in examples]
-    z = explainer.latents([example.messages for example in tqdm(examples, desc="latents", unit="question")])
+    z, probabilities = explainer.read(prompts, LENSES)
     mean = as_loud(z.mean(0).expand_as(z), z)
     replies = [reply for (reply,) in engine.from_latents(prompts, z, Sampling(config.max_tokens, confidence=True))]
     finals = [task.final_answer(reply.text) for reply in replies]
@@ -187,19 +173,18 @@ def explain(config: ExplainConfig, explainer: Explainer, engine: Rollouts, check
         name: [reply.text for (reply,) in engine.from_latents(prompts, latents, sampling, think_on=True)]
         for name, latents in ((WRITTEN, z), (WRITTEN_AFTER_MEAN, mean))
     }
-    messages = [example.messages for example in examples]
-    readings = {lens: explainer.readings(messages, answers, lens) for lens in LENSES}
     for index, example in enumerate(tqdm(examples, desc="explain", unit="question")):
         answer, text = answers[index], question_of(example)
+        readings = {lens: explainer.reading(probabilities[lens][index], answer) for lens in LENSES}
         traces: dict[str, Trace] = {}
         verified: dict[str, list[bool]] = {}
         for lens in LENSES:
-            traces[lens] = checker.trace(readings[lens][index].values, text, answer) if answer is not None else ()
+            traces[lens] = checker.trace(readings[lens].values, text, answer) if answer is not None else ()
             verified[lens] = verify(explainer, example, traces[lens], list(checker.changes(traces[lens], text)), lens)
         yield Explanation(
             text, example.level, task.is_correct(replies[index].text, example.answer), replies[index].text,
-            replies[index].confidence, {lens: readings[lens][index].answer for lens in LENSES},
-            {lens: described(traces[lens], readings[lens][index], verified[lens]) for lens in LENSES},
+            replies[index].confidence, {lens: readings[lens].answer for lens in LENSES},
+            {lens: described(traces[lens], readings[lens], verified[lens]) for lens in LENSES},
             {lens: bool(traces[lens]) and all(verified[lens]) for lens in LENSES},
             {name: _entails(texts[index], answer) for name, texts in chains.items()},
         )  # fmt: skip
@@ -216,8 +201,8 @@ def verify(explainer: Explainer, example: Example, trace: Trace, changes: Sequen
         return [False] * len(trace)
     last = example.messages[-1]
     asked = [[*example.messages[:-1], last | {"content": change.question}] for change in changes]
-    values, _ = explainer.read(asked, lens)
-    verified = []
+    _, probabilities = explainer.read([explainer.base.prompt_ids(messages) for messages in asked], (lens,))
+    values, verified = explainer.numbers(probabilities[lens]), []
     for index, step in enumerate(trace):
         followed = [
             int(values[at, step.row]) == change.values[index]

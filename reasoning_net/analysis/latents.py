@@ -28,12 +28,13 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
-from reasoning_net.layout import LayoutIds
+from reasoning_net.layout import Layout, LayoutIds
 from reasoning_net.manifest import AUDIT
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Internal, Model, Questions, Seed
 from reasoning_net.padding import padded
 from reasoning_net.plots import plot_lines
+from reasoning_net.rollouts import think
 from reasoning_net.stages.traces import keep_whole_batches
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, TaskSpec
@@ -87,12 +88,8 @@ class Row:
 
 def main(config: LatentsConfig) -> str:
     """Writes `answers.jsonl`, `latents.json`, `latents.png`, and the verdict into the bundle; returns the tables."""
-    bundle = Bundle.load(config.bundle)
-    bundle.check_base(config.model)
-    net = bundle.reasoning_net()
-    if net is None:
-        raise StageError(f"{config.bundle} has no reasoning network: there are no latents to look at.")
-    rows = _answer(config, net.to(config.device), bundle)
+    bundle, net, number = load_network(config.bundle, config.model, config.num_latent_tokens)
+    rows = _answer(config, net.to(config.device), bundle.manifest.layout, number)
     figures = summarise(rows)
     (config.output / "latents.json").write_text(json.dumps(figures, indent=2) + "\n")
     _plot(rows, config.output / "latents.png")
@@ -103,12 +100,21 @@ def main(config: LatentsConfig) -> str:
     return markdown(figures)
 
 
+def load_network(directory: Path, model: str, num_latents: int | None) -> tuple[Bundle, ReasoningNet, int]:
+    """A bundle of this base, its network, and the number of latents to look at: as many as it serves, by default."""
+    bundle = Bundle.load(directory)
+    bundle.check_base(model)
+    net = bundle.reasoning_net()
+    if net is None:
+        raise StageError(f"{directory} has no reasoning network: there are no latents to look at.")
+    return bundle, net, num_latents or bundle.manifest.num_latent_tokens or net.config.num_latent_tokens
+
+
 @torch.no_grad()
-def _answer(config: LatentsConfig, net: ReasoningNet, bundle: Bundle) -> list[Row]:
+def _answer(config: LatentsConfig, net: ReasoningNet, prompt_layout: Layout, number: int) -> list[Row]:
     task = config.task.load()
     base = FrozenBase(config.model, config.device)
-    layout = bundle.manifest.layout.token_ids(base.tokenizer)
-    number = config.num_latent_tokens or bundle.manifest.num_latent_tokens or net.config.num_latent_tokens
+    layout = prompt_layout.token_ids(base.tokenizer)
     examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
     if len(examples) < 2:
         raise StageError("There are fewer than two held-out questions: nothing can be exchanged between them.")
@@ -120,8 +126,7 @@ def _answer(config: LatentsConfig, net: ReasoningNet, bundle: Bundle) -> list[Ro
         return base.read([base.prompt_ids(example.messages) for example in batch])
 
     def latents(batch: Sequence[Example]) -> Tensor:
-        prompt = read(batch)
-        return net(prompt.hidden_states.float(), prompt.embeddings.float(), prompt.mask, number).cpu()
+        return think(net, read(batch), number).cpu()
 
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     z = torch.cat([latents(batch) for batch in tqdm(batches, desc="latents", unit="batch")])  # (n, N, d)
@@ -226,8 +231,7 @@ class Asked:
 
     def _predict(self, z: Tensor, written: list[list[int]]) -> tuple[Tensor, Tensor]:
         """The answers' tokens and what ends them, (B, Y), -1 behind; and the log-probabilities there after z, (B, Y, V)."""
-        end = self._base.model.generation_config.eos_token_id
-        end = end[0] if isinstance(end, list) else end
+        end = int(self._base.tokenizer.eos_token_id)
         ended = [[*ids, end][: self._max_tokens] for ids in written]
         ids = padded(ended, fill=-1).to(z.device)
         logits = self._base.answer_logits(self._prompt.copy(), self._base.prefix(self._layout, z), ids.clamp(min=0))
@@ -256,7 +260,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     added = accuracy[ALL] - accuracy[DIRECT]
     surely = added > 2 * math.sqrt(0.5 / len(rows))  # two standard errors of a difference, at most
     necessity = (accuracy[ALL] - accuracy[MEAN]) / added if surely else 0.0
-    carriage, _ = following(rows, SWAPPED_ALIKE)
+    follow = {arm: dict(zip(("rate", "chance"), following(rows, arm), strict=True)) for arm in rows[0].donors}
+    carriage = follow[SWAPPED_ALIKE]["rate"]
     number = len(rows[0].prefixes)
     changed = [1 - statistics.fmean(row.without[at] for row in rows) for at in range(number)]
     used = [at + 1 for at, share in enumerate(changed) if share > _USED]
@@ -265,7 +270,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "latents": number,
         "verdict": verdict(necessity, carriage),
         "necessity": round(necessity, 4),
-        "carriage": round(carriage, 4),
+        "carriage": carriage,
         "used rows": used,
         "arms": {
             arm: {
@@ -275,7 +280,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             }
             for arm in arms
         },
-        "follow": {arm: dict(zip(("rate", "chance"), following(rows, arm), strict=True)) for arm in rows[0].donors},
+        "follow": follow,
         "changed without": [round(share, 4) for share in changed],
         "match": {
             level: {

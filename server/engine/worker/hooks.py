@@ -16,6 +16,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -284,7 +285,8 @@ class HybridAsyncScheduler(_Hybrid, AsyncScheduler):
     """The same for asynchronous scheduling."""
 
 
-_PATCHED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
+_Patched = tuple[type | ModuleType, str, tuple[str, ...]]
+_PATCHED: tuple[_Patched, ...] = (
     (GPUModelRunner, "_update_states", ("self", "scheduler_output")),
     (GPUModelRunner, "_model_forward", ("self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds")),
     (GPUModelRunner, "_sample", ("self", "logits", "spec_decode_metadata")),
@@ -293,10 +295,11 @@ _PATCHED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (Scheduler, "_free_request", ("self", "request")),
     (Scheduler, "_reserve_prefill_lookahead", ("self", "request", "num_computed_tokens", "num_new_tokens")),
     (Request, "update_block_hashes", ("self",)),
+    (rejection_sampler, "expand_batch_to_tokens", ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to")),
 )
 
 
-def check_vllm(patched: tuple[tuple[type, str, tuple[str, ...]], ...] = _PATCHED) -> None:
+def check_vllm(patched: tuple[_Patched, ...] = _PATCHED) -> None:
     """Raise `ConfigurationError` when the installed vLLM lacks a method that is patched here, or takes other parameters."""
     for owner, name, expected in patched:
         method = getattr(owner, name, None)

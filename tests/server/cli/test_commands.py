@@ -36,7 +36,10 @@ def test_bad_input(tmp_path: Path) -> None:
         ("train grpo --init i --output o --rollouts 1", "--rollouts must be greater than or equal to 2, not 1."),
         ("train sweep --output o --num-latents 4,b", "--num-latents"),
         ("train sweep --output o --conditioners last,some", "--conditioners must be 'last', 'all' or 'all+embeddings'"),
-        ("router calibrate --bundle b", "give one of --explicit-share, --accuracy-floor, --accuracy-loss, --mean-tokens"),
+        (
+            "router calibrate --bundle b",
+            "give one of --explicit-share, --accuracy-floor, --accuracy-loss, --mean-tokens, --p95-seconds.",
+        ),
         ("router calibrate --bundle b --explicit-share 0.1 --mean-tokens 9", "give exactly one of"),
         ("router calibrate --bundle b --explicit-share 3", "--explicit-share must be less than or equal to 1"),
         ("serve --device tpu", "--device must be 'cpu' or 'cuda', not 'tpu'."),
