@@ -40,6 +40,8 @@ class Sampling:
     seed: Annotated[int | None, Internal] = None
     confidence: Annotated[bool, Internal] = False
     """Also the probability of each reply's least certain token (vLLM only)."""
+    logprobs: Annotated[int, Internal] = 0
+    """With the confidence, also the log-probabilities of as many likeliest tokens at each token of a reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Reply:
     text: str
     finished: bool
     confidence: float | None = None
+    logprobs: Sequence[Mapping[int, Any]] | None = None
+    """By token id, at each token of the reply: vLLM's `Logprob`, the sampled token's first."""
 
 
 class Rollouts(Protocol):
@@ -138,15 +142,19 @@ class VllmRollouts:
                 top_p=sampling.top_p,
                 seed=None if sampling.seed is None else sampling.seed * 1_000_003 + index * sampling.copies,
                 skip_special_tokens=False,
-                logprobs=0 if sampling.confidence else None,
+                logprobs=sampling.logprobs if sampling.confidence else None,
             )
             for index in range(len(requests))
         ]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [
-            [Reply(list(o.token_ids), o.text, o.finish_reason == "stop", least_certain(o.logprobs)) for o in output.outputs]
-            for output in outputs
-        ]
+        return [[_reply(one, sampling) for one in output.outputs] for output in outputs]
+
+
+def _reply(output: Any, sampling: Sampling) -> Reply:
+    """vLLM's output as a reply."""
+    logprobs = output.logprobs if sampling.logprobs else None
+    confidence = least_certain(output.logprobs)
+    return Reply(list(output.token_ids), output.text, output.finish_reason == "stop", confidence, logprobs)
 
 
 def least_certain(logprobs: Sequence[Mapping[int, Any]] | None) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from router.exits import ExitRule
 from router.policies.diffadapt import Strategies
 from router.policy import Mode, RouterError
 
@@ -91,6 +92,7 @@ class Calibration(BaseModel):
     )
     thinking: Mode = Field(Mode.EXPLICIT, description="What answers the questions that a cheap answer does not suffice for.")
     latent_loss: float = Field(0.005, description="P(correct) that `num_latent_tokens: auto` may lose a question.")
+    exit: ExitRule | None = Field(None, description="By which chains of mode auto end early; None: they do not.")
     strategies: Strategies = Strategies()
     score_edges: tuple[float, ...] = Field((), description="Deciles of the cheap mode's score, where they differ.")
     score_shares: tuple[float, ...] = Field((), description="Of the scores between them: the reference for drift.")

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.manifest import Manifest
 from reasoning_net.options import HOST, PORT
+from router.exits import Exits
 from router.policies.named import Name
 from router.policy import Mode, NumLatents
 from router.router import Router
@@ -38,6 +39,9 @@ class Settings(BaseSettings):
         None, description="Latents per question, the bundle's own number by default; auto: as few as suffice."
     )
     policy: Name | None = Field(None, description="Of mode auto; utility with a calibrated probe, else entropy.")
+    exits: Exits = Field(
+        "auto", description="Whose chains may end early: off; auto: mode auto's, by a calibrated rule; always: all."
+    )
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
     decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")

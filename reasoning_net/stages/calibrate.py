@@ -1,8 +1,11 @@
 """Find the price that gives what an operator asked for, on the questions that `router fit` held out.
 
     latentserve router calibrate --bundle runs/bundle --explicit-share 0.3
+    latentserve router calibrate --bundle runs/bundle --exit-loss 0.005 --chains runs/exits/chains.jsonl
 
-No engine is needed, except to measure seconds: those belong to the server that will run.
+The second one finds the rule by which chains of mode auto end early, on one half of the chains that `analyse exits` has
+observed; what it gives is told of the other half. No engine is needed, except to measure seconds: those belong to the server
+that will run.
 """
 
 import asyncio
@@ -17,13 +20,15 @@ from typing import Annotated, Any
 import torch
 from pydantic import PositiveInt
 
+from reasoning_net.analysis.exits import read_chains
 from reasoning_net.bundle import Bundle
 from reasoning_net.client import connected, gather
 from reasoning_net.errors import StageError
-from reasoning_net.options import SERVER, Flat, Questions
+from reasoning_net.options import SERVER, Flat, Questions, Share
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Calibration, Confidence, Point, Target, choose
 from router.curves import prices
+from router.exits import calibrated, played
 from router.outcomes import Outcome, curve, from_tensors
 from router.policies.utility import Utility
 from router.policy import Limits, Mode
@@ -35,7 +40,11 @@ _CERTAIN_OF = 200  # observed answers, at least, of which one in 1,000 may be wr
 class CalibrateConfig:
     bundle: Path
     """With a probe; gets the setting."""
-    target: Annotated[Target, Flat]
+    target: Annotated[Target | None, Flat] = None
+    exit_loss: Share | None = None
+    """By how much chains that end early may be right more seldom than whole ones."""
+    chains: Path | None = None
+    """chains.jsonl of `analyse exits`, for that."""
     url: Annotated[str | None, SERVER] = None
     """A running server of this base, where seconds are measured."""
     n: PositiveInt = 48
@@ -46,11 +55,15 @@ class CalibrateConfig:
 
 
 def main(config: CalibrateConfig) -> dict[str, Any]:
-    """Put the target in force in the bundle. Raises `RouterError` for one that cannot be met."""
+    """Put the target, or a rule of exits, in force in the bundle. Raises `RouterError` for a target that cannot be met."""
     bundle = Bundle.load(config.bundle)
     manifest, columns = bundle.manifest, bundle.calibration_outcomes()
     if manifest.calibration is None or columns is None:
         raise StageError(f"{config.bundle} has no calibrated probe. Fit one with `latentserve router fit`.")
+    if config.exit_loss is not None:
+        return _calibrate_exits(bundle, manifest.calibration, config)
+    if config.target is None:
+        raise StageError(f"What is asked for? Give one of {', '.join(Target.model_fields)}, or exit_loss.")
     outcomes, cheap = from_tensors(columns), Mode.LATENT if manifest.reasoning_net else Mode.DIRECT
     if config.url:
         models = asyncio.run(measure_seconds(config.url, config.task, cheap, config.n, config.concurrency))
@@ -59,9 +72,28 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
         raise StageError("Seconds belong to a machine. Start the server that will run, and name it with --url.")
     before = manifest.calibration
     calibration = calibrate(outcomes, before.confidence, config.target, cheap, before.thinking)
-    calibration = calibration.model_copy(update={"strategies": before.strategies, "latent_loss": before.latent_loss})
+    calibration = calibration.model_copy(
+        update={"strategies": before.strategies, "latent_loss": before.latent_loss, "exit": before.exit}
+    )
     bundle.update(calibration=calibration)
     return {"target": config.target.model_dump(exclude_none=True)} | calibration.point.model_dump(exclude_none=True)
+
+
+def _calibrate_exits(bundle: Bundle, calibration: Calibration, config: CalibrateConfig) -> dict[str, Any]:
+    if config.target is not None or config.chains is None:
+        raise StageError("--exit-loss goes with --chains (chains.jsonl of `latentserve analyse exits`), and without a target.")
+    chains = read_chains(config.chains)
+    rule, held = calibrated(chains[::2], config.exit_loss or 0.0), chains[1::2]
+    if not held:
+        raise StageError(f"{config.chains} has too few chains.")
+    bundle.update(calibration=calibration.model_copy(update={"exit": rule}))
+    whole = {
+        "right": round(statistics.fmean(chain.right for chain in held), 4),
+        "tokens": round(statistics.fmean(chain.tokens for chain in held), 1),
+    }
+    return {"exit": rule.model_dump(exclude_none=True) if rule else None, "whole chains": whole} | (
+        {"ended early": played(rule, held)} if rule else {}
+    )
 
 
 def calibrate(

@@ -35,6 +35,7 @@ COMMANDS = {
     "train sweep": "The paper's ablations: numbers of latents, conditioners, SFT against SFT + GRPO. One table at the end.",
     "analyse": "Look inside: what latents carry, and what a chain does.",
     "analyse latents": "Put something else in the latents' place: are they needed, and do they carry the answer?",
+    "analyse exits": "Force an answer at the end of each step of a chain: where could it have ended?",
     "analyse explain": "Read a reason for an answer off its latents, and put it to the test.",
     "analyse trajectory": "Drop tokens, or whole steps, of the chain, and see what answers are left (section 2 of the paper).",
     "router": "Fit and calibrate the router.",

@@ -2,10 +2,15 @@
 
 from typing import Annotated
 
+from reasoning_net.analysis import exits as exits_analysis
 from reasoning_net.analysis import explain as explain_analysis
 from reasoning_net.analysis import latents as latents_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.options import Flat
+
+
+def exits(*, config: Annotated[exits_analysis.ExitsConfig, Flat]) -> str:
+    return exits_analysis.main(config)
 
 
 def explain(*, config: Annotated[explain_analysis.ExplainConfig, Flat]) -> str:

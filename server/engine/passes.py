@@ -18,7 +18,9 @@ from vllm.exceptions import GenerationError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from router.exits import ExitRule
 from router.policy import Decision, Limits, Mode, Scores
+from server.engine.exits import EarlyExit
 from server.engine.work import Forget, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
@@ -193,6 +195,11 @@ class Passes:
         quota = self.record.quota
         return quota is not None and quota.key.limits_thinking and self.engine.hybrid.has_probe
 
+    @property
+    def predicts_exits(self) -> bool:
+        """Whether a chain may end early, and a probe can say from where on that is worth trying."""
+        return self.engine.hybrid.has_probe and self.engine.hybrid.exit_rule(self.ask) is not None
+
     def predicted(self, decision: Decision) -> Decision:
         """With the budget that mode auto would give the chain, unless its key is trusted, or nothing was predicted."""
         quota, scores, calibration = self.record.quota, self.record.scores, self.engine.hybrid.router.calibration
@@ -247,10 +254,28 @@ class Passes:
                 await self._enter()
                 await self._read()
             prompt, prepared, options = self._prepare(decision, params)
-            outputs = self._generated(decision, self.engine.run(prompt, prepared, unique_id(self.question.label), **options))
+            if rule := self._exit_rule(decision, params):
+                written = _in_form(EarlyExit(self, rule, prompt, prepared, options).outputs(), params)
+            else:
+                written = self.ask_engine(prompt, prepared, options)
+            outputs = self._generated(decision, written)
         async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
             async for output in outputs:
                 yield output
+
+    def ask_engine(
+        self, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """One engine request of this question."""
+        return self.engine.run(prompt, params, unique_id(self.question.label), **options)
+
+    def _exit_rule(self, decision: Decision, params: SamplingParams) -> ExitRule | None:
+        """By which the chain may end before the model closes it; None where it may not. One answer has one chain."""
+        if decision.mode is not Mode.EXPLICIT or self.engine.hybrid.end_of_thinking is None:
+            return None
+        if params.n > 1 or params.logprobs is not None or params.output_kind is RequestOutputKind.CUMULATIVE:
+            return None
+        return self.engine.hybrid.exit_rule(self.ask)
 
     def _may_be_long(self, decision: Decision) -> bool:
         """Whether this is a chain that nobody predicted to be an ordinary one."""

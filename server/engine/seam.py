@@ -6,6 +6,7 @@ passes    engine requests (`passes`), with work for the worker (`worker`)
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from reasoning_net.boundaries import Boundaries
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
+from router.exits import ExitRule, Exits
 from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
 from server.engine import modes
@@ -29,7 +32,7 @@ from server.engine.work import Read, Verdict
 from server.http.errors import OverloadedError
 from server.http.keys import Key, client_key, salt_of
 from server.observe.metrics import Metrics
-from server.observe.record import Record, current
+from server.observe.record import Ask, Record, current
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Hybrid:
     metrics: Metrics
     end_of_thinking: int | None
     """The last token of what ends a chain."""
+    exits: Exits
+    """Whose chains may end early, where a request does not say."""
 
     @property
     def can_think_latent(self) -> bool:
@@ -72,6 +77,17 @@ class Hybrid:
         if scores is None or calibration is None or not self.chooses(asked):
             return most
         return scores.fewest_latents(most, calibration.latent_loss)
+
+    def exit_rule(self, ask: Ask) -> ExitRule | None:
+        """By which a chain may end early: the request's, or the calibrated one."""
+        if isinstance(ask.exit, ExitRule):
+            return ask.exit
+        calibration = self.router.calibration
+        found = calibration.exit if calibration else None
+        if ask.exit is None and self.exits == "auto":
+            return found if ask.mode == Mode.AUTO else None
+        may = self.exits == "always" if ask.exit is None else ask.exit
+        return (found or ExitRule()) if may else None
 
     def longest_layout(self, num_latents: NumLatents | None, *, may_be_latent: bool) -> int:
         """Tokens that the longest layout adds to X."""
@@ -126,7 +142,7 @@ class HybridEngine(AsyncLLM):
     async def install(
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
-        max_thinking_tokens: int | None = None,
+        max_thinking_tokens: int | None = None, exits: Exits = "auto",
     ) -> None:  # fmt: skip
         """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -147,6 +163,7 @@ class HybridEngine(AsyncLLM):
             has_probe=probe is not None,
             metrics=metrics,
             end_of_thinking=end[-1],
+            exits=exits,
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
@@ -267,6 +284,11 @@ class HybridEngine(AsyncLLM):
         """Those that nobody will ask for, without waiting."""
         task = asyncio.ensure_future(self.collective_rpc("latentserve_drop", args=(key,)))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    @functools.cached_property
+    def boundaries(self) -> Boundaries:
+        """Where chains of this base have their steps."""
+        return Boundaries(self.get_tokenizer())
 
     def encode_suffix(self, text: str) -> list[int]:
         """What a chain starts with."""

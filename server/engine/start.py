@@ -175,6 +175,7 @@ async def start_engine(
             num_latents=settings.num_latents,
             shadow_share=settings.shadow_share,
             long_slots=settings.long_slots,
+            exits=settings.exits,
             max_thinking_tokens=settings.max_thinking_tokens,
         )
         await engine.reset_mm_cache()

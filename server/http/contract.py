@@ -10,10 +10,11 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from router.exits import ExitRule
 from router.policy import Mode
 from router.router import Options
 from server.engine import modes
@@ -28,13 +29,14 @@ _EFFORT = {
     "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
     "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
 }  # fmt: skip
-_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "timeout_seconds")
+_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "timeout_seconds")
 _MAX_ANSWERS = 128  # of one request, as OpenAI's
 _MAX_ID = 128
 _ALIKE = 0.7  # of a field's name to one of ours
 _OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "prompt_logprobs", "response_format")
 _NO_QUESTION = (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True))
 Body = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
     if num_latents not in (None, "auto") and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
         raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
     if path == COMPLETIONS_PATH and wish.named is None:
-        for name, value in (("num_latent_tokens", num_latents), ("router", body.get("router"))):
+        for name, value in (("num_latent_tokens", num_latents), ("router", body.get("router")), ("exit", body.get("exit"))):
             if value is not None:
                 raise BadRequestError(f"{name} needs a mode here: a raw completion has none.", name)
         return Ask.plain()
@@ -111,7 +113,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
             what = f"mode={wish.named}" if wish.named else "routing"
             raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
     mode = wish.mode(terms)
-    options = take_options(body, mode)
+    options, may_exit = take_options(body, mode), take_exit(body, mode)
     if options.early and not (path == CHAT_PATH and body.get("stream")):
         raise BadRequestError("router.early is for streamed chat completions.", "router")
     if path == ROUTE_PATH:
@@ -119,7 +121,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
             body.pop(name, None)
     return Ask(
         mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
-        only_route=path == ROUTE_PATH,
+        exit=may_exit, only_route=path == ROUTE_PATH,
     )  # fmt: skip
 
 
@@ -232,13 +234,41 @@ def take_options(body: Body, mode: str) -> Options:
 
 def parse_options(given: object) -> Options:
     """Raises `BadRequestError` with what is wrong."""
+    options = _validated(Options, given, "router")
     try:
-        options = Options.model_validate(given)
         _ = options.target
     except ValidationError as error:
-        problems = "; ".join(".".join(map(str, ("router", *e["loc"]))) + ": " + e["msg"] for e in error.errors())
-        raise BadRequestError(problems, "router") from None
+        raise _problems(error, "router") from None
     return options
+
+
+def take_exit(body: Body, mode: str) -> ExitRule | bool | None:
+    """The `exit` field, taken out of the body: a rule, whether chains may end early by the server's, or nothing."""
+    given = body.pop("exit", None)
+    if given is None or given is False:
+        return given
+    if mode not in (Mode.AUTO, Mode.EXPLICIT):
+        raise BadRequestError(f"exit is for chains in text: mode=explicit or auto, not {mode}.", "exit")
+    if isinstance(body.get("n"), int) and body["n"] > 1:
+        raise BadRequestError("exit is for one answer a request, not n above 1: each has a chain of its own.", "exit")
+    if body.get("logprobs"):
+        raise BadRequestError("exit cannot be combined with log-probabilities: nobody sampled the end of thinking.", "exit")
+    if given is True or given == "auto":
+        return True
+    if not isinstance(given, dict):
+        raise BadRequestError('exit must be true, false, "auto", or a rule such as {"confidence": 0.95}.', "exit")
+    return _validated(ExitRule, given, "exit")
+
+
+def _validated(kind: type[M], given: object, param: str) -> M:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _problems(error, param) from None
+
+
+def _problems(error: ValidationError, param: str) -> BadRequestError:
+    return BadRequestError("; ".join(".".join(map(str, (param, *e["loc"]))) + ": " + e["msg"] for e in error.errors()), param)
 
 
 def _mode(value: object, param: str) -> str:

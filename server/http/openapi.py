@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from router.exits import ExitRule
 from router.router import Options
 from server.http.contract import CHAT_PATH, CHAT_PATHS, COMPLETIONS_PATH, ROUTE_PATH
 
@@ -18,7 +19,7 @@ _ROUTE = {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
         "latent_tokens": {"type": "integer"}, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
         "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": {"type": "integer"},
-        "thinking_budget": {"type": "integer"},
+        "thinking_budget": {"type": "integer"}, "exit": {"type": "object"},
     },
 }  # fmt: skip
 
@@ -42,6 +43,10 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
         },
         "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "description": "The answer's deadline."},
         "router": {"$ref": "#/components/schemas/RouterOptions"},
+        "exit": {
+            "anyOf": [{"type": "boolean"}, {"const": "auto"}, {"$ref": "#/components/schemas/ExitRule"}],
+            "description": "Whether a chain may end early, and by which rule.",
+        },
     }
 
     def openapi() -> dict[str, Any]:
@@ -49,7 +54,11 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
         schemas = document["components"]["schemas"]
         if "Route" in schemas:
             return document  # FastAPI keeps the document that it made
-        schemas |= {"Route": _ROUTE, "RouterOptions": Options.model_json_schema()}
+        schemas |= {
+            "Route": _ROUTE,
+            "RouterOptions": Options.model_json_schema(),
+            "ExitRule": ExitRule.model_json_schema(),
+        }
         paths = document["paths"]
         for path in (*CHAT_PATHS, COMPLETIONS_PATH):
             if operation := paths.get(path, {}).get("post"):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from router.exits import Ending
 from router.policy import Mode
 from server.observe.record import Record
 
@@ -29,6 +30,8 @@ class Metrics:
         self._define_router()
         for outcome in ("kept", "escalated"):
             self._checks.labels(outcome)
+        for rule in Ending:
+            self._exits.labels(rule)
         for reason in FALLBACKS:
             self._fallbacks.labels(reason)
         self._failures.labels("unknown", "engine")
@@ -98,6 +101,7 @@ class Metrics:
         self._checks = Counter(
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
         )
+        self._exits = Counter("latentserve_exits", "Chains that ended before the model closed them, by why.", ["rule"])
         self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
         self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
         self._capacity = Gauge("latentserve_requests_capacity", "Answers that are admitted at most: more are refused with 429.")
@@ -177,6 +181,8 @@ class Metrics:
             ("answer", record.generated_tokens - record.thinking_tokens), ("discarded", record.discarded_tokens),
         ):  # fmt: skip
             self._tokens.labels(kind, mode).inc(max(0, count))
+        if record.ending:
+            self._exits.labels(record.ending).inc()
         if record.ask.mode == "auto":
             if record.score is not None:
                 self._score.labels(mode).observe(record.score)

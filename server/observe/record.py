@@ -7,11 +7,12 @@ the response left and what became of it. Headers, the `route` object, metrics, s
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from router.exits import Ending, ExitRule, Trial
 from router.policy import Decision, Mode, NumLatents, Policy, Scores
 from router.router import Options
 from server.http.errors import LatentserveError
@@ -31,6 +32,8 @@ class Ask:
     thinking_budget: int | None = None
     """From fields that vLLM does not read, such as Anthropic's `thinking.budget_tokens`."""
     names_temperature: bool = False
+    exit: ExitRule | bool | None = None
+    """Whether, and by which rule, the chain may end early; None: as the server does it."""
     only_route: bool = False
     """Read and decide, and generate nothing (`/v1/route`)."""
 
@@ -81,6 +84,10 @@ class Record:
     thinking_tokens: int = 0
     """Of the generated ones, those of the written chain."""
     chain_has_ended: bool = False
+    trials: Sequence[Trial] = ()
+    """Answers that were forced along the chain."""
+    ending: Ending | None = None
+    """Why the chain ended before the model closed it."""
     is_running: bool = False
     """In the engine."""
     stages: dict[str, float] = field(
@@ -146,6 +153,11 @@ class Record:
         self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
         self.decided(decision, latent_tokens)
 
+    def tried(self, trials: Sequence[Trial], ending: Ending | None) -> None:
+        """Trials of a chain, which are generated and given to nobody."""
+        self.trials, self.ending = trials, ending
+        self.discarded_tokens += sum(trial.tokens for trial in trials)
+
     async def close(self) -> None:
         """End what the engine still does for this request. Whoever was cancelled while it wrote to a client leaves the engine's
         outputs to the garbage collector, and permits with them."""
@@ -182,6 +194,15 @@ class Record:
         }
         if by_latents:
             shown["latent_by_n"] = {str(number): _rounded(correct) for number, correct in by_latents}
+        if self.trials:
+            shown["exit"] = {
+                "rule": self.ending,
+                "at_tokens": self.trials[-1].at_tokens if self.ending else None,
+                "trials": len(self.trials),
+                "trial_tokens": sum(trial.tokens for trial in self.trials),
+                "confidence": _rounded(self.trials[-1].mean),
+            }
+            shown["discarded_tokens"] = self.discarded_tokens
         if self.policy is not None:
             shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
             if self.mode and self.mode.thinks_in_text and decision and decision.thinking_budget is not None:

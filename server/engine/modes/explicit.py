@@ -14,7 +14,7 @@ class Explicit(ReasoningMode):
     name, arm = "explicit", Mode.EXPLICIT
 
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
-        if run.must_predict:
+        if run.must_predict or run.predicts_exits:
             async with run.reading():
                 pass  # the latents that a network computes beside are dropped
         run.decide(run.predicted(requested(self.arm, Scores())))

@@ -1,6 +1,7 @@
+import json
 import random
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from reasoning_net.stages.calibrate import CalibrateConfig, calibrate, certain_f
 from reasoning_net.tasks import TaskSpec
 from router.calibration import Confidence, Target
 from router.drift import Drift
+from router.exits import Attempt, Chain, Trial
 from router.outcomes import Outcome
 from router.policy import Mode, RouterError, Scores
 from server.settings import DEMO_BUNDLE
@@ -91,6 +93,22 @@ def test_the_bundle_keeps_the_target(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="--url"):
         main(CalibrateConfig(bundle, Target(p95_seconds=1)))
     assert Bundle.load(bundle).manifest.calibration == written
+
+
+def test_the_bundle_keeps_the_rule_of_exits(tmp_path: Path) -> None:
+    bundle, path = tmp_path / "bundle", tmp_path / "chains.jsonl"
+    shutil.copytree(DEMO_BUNDLE, bundle)
+    attempts = tuple(Attempt(Trial(20 * step, "9", 5, 0.99, 0.99, 0.01), True, True, 0.0) for step in range(1, 11))
+    path.write_text(f"{json.dumps(asdict(Chain(1, True, 205, 213, 210.0, attempts)))}\n" * 10)
+    said = main(CalibrateConfig(bundle, exit_loss=0.005, chains=path))
+    rule = Bundle.load(bundle).manifest.calibration.exit
+    assert said["exit"] == rule.model_dump(exclude_none=True)
+    assert said["ended early"]["tokens"] < said["whole chains"]["tokens"]
+    main(CalibrateConfig(bundle, Target(explicit_share=0.3)))
+    assert Bundle.load(bundle).manifest.calibration.exit == rule
+    for wrong in ({"exit_loss": 0.01}, {"exit_loss": 0.01, "chains": path, "target": Target(explicit_share=0.3)}, {}):
+        with pytest.raises(StageError):
+            main(CalibrateConfig(bundle, **wrong))
 
 
 async def test_seconds_are_those_of_the_server(server: str) -> None:

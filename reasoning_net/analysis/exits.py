@@ -1,0 +1,274 @@
+"""When could a chain have ended? Force an answer at the end of each step, and see which are right, and how sure.
+
+    latentserve analyse exits --output runs/exits
+
+What `router calibrate --exit-loss` reads, and the studies that it rests on: DEER (2504.15895), which ends a chain where a
+trial's tokens are sure, and CER (2508.20395), whose claim is that the entropy of an answer falls along right chains and not
+along wrong ones. The oracle ends a chain at the first step from which its answer stays right.
+"""
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import PositiveInt
+from tqdm import tqdm
+
+from reasoning_net.boundaries import Boundaries
+from reasoning_net.bundle import Bundle
+from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
+from reasoning_net.errors import StageError
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.layout import LayoutIds
+from reasoning_net.options import Model, Questions, Seed
+from reasoning_net.plots import plot_lines
+from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
+from reasoning_net.stages.traces import END_OF_THINKING, keep_whole_batches
+from reasoning_net.tables import table
+from reasoning_net.tasks import Example, Task, TaskSpec
+from router.exits import Attempt, Chain, ExitRule, Trial, played
+from router.figures import auroc
+
+_TOP = 20  # of a distribution, for its entropy and for the end of thinking
+_CONFIDENCES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+_SIGNALS = ("least", "mean", "entropy", "closes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitsConfig:
+    output: Path
+    """Directory of chains.jsonl, exits.json and exits.png; a run found there goes on."""
+    model: Model = str(DEMO_MODEL)
+    bundle: Path | None = DEMO_BUNDLE
+    """Whose probe says how long a chain is expected to be. It must belong to the model."""
+    task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
+    n: PositiveInt = 1000
+    """Held-out questions."""
+    batch_size: PositiveInt = 100
+    """Questions between two saves."""
+    max_chain_tokens: PositiveInt = 1024
+    """Limit on thinking and answer."""
+    trial_tokens: PositiveInt = 20
+    """Limit on a forced answer."""
+    seed: Seed = 0
+
+
+def main(config: ExitsConfig) -> str:
+    """Writes `chains.jsonl`, `exits.json` and `exits.png`; returns the tables."""
+    chains = _observe(config)
+    figures = summarise(chains)
+    (config.output / "exits.json").write_text(json.dumps(figures, indent=2) + "\n")
+    curves = {
+        f"{agreeing} in a row agree": [(point["tokens"], point["right"], 0.0) for point in of]
+        for agreeing, of in itertools.groupby(figures["curve"], lambda point: point["agreeing"])
+    }
+    plot_lines(
+        curves, config.output / "exits.png", title="Chains that end early", x="tokens a question, trials counted", y="right"
+    )  # fmt: skip
+    return markdown(figures)
+
+
+def read_chains(path: Path) -> list[Chain]:
+    """What `analyse exits` has observed. Raises `StageError` for a file that it did not write."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [_chain(line) for line in lines]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StageError(f"{path} has no chains: {error}. `latentserve analyse exits` writes them.") from error
+
+
+def _chain(line: dict[str, Any]) -> Chain:
+    attempts = tuple(Attempt(**attempt | {"trial": Trial(**attempt["trial"])}) for attempt in line["attempts"])
+    return Chain(**line | {"attempts": attempts})
+
+
+def _observe(config: ExitsConfig) -> list[Chain]:
+    task, base = config.task.load(), FrozenBase(config.model)
+    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
+    if not examples:
+        raise StageError("There are no held-out questions with an answer.")
+    config.output.mkdir(parents=True, exist_ok=True)
+    path = config.output / "chains.jsonl"
+    done = keep_whole_batches(path, config.batch_size)
+    if done < len(examples):
+        bundle = Bundle.load(config.bundle) if config.bundle else None
+        layout = bundle.manifest.layout if bundle else base.layout()
+        engine = VllmRollouts(config.model, layout.token_ids(base.tokenizer))
+        observer = Observer(base, layout.token_ids(base.tokenizer), engine, task, bundle, config)
+        with tqdm(total=len(examples), initial=done, desc="exits", unit="question") as progress, path.open("a") as lines:
+            for at in range(done, len(examples), config.batch_size):
+                batch = examples[at : at + config.batch_size]
+                lines.write("".join(json.dumps(asdict(chain)) + "\n" for chain in observer.chains(batch)))
+                lines.flush()
+                progress.update(len(batch))
+    return read_chains(path)
+
+
+class Observer:
+    """Chains of a base, and an answer at the end of each of their steps."""
+
+    def __init__(
+        self, base: FrozenBase, layout: LayoutIds, engine: Rollouts, task: Task, bundle: Bundle | None, config: ExitsConfig
+    ) -> None:
+        """Raises `BundleError` for a bundle of another base."""
+        self._base, self._layout, self._engine, self._task, self._config = base, layout, engine, task, config
+        self._boundaries = Boundaries(base.tokenizer)
+        self._end = base.tokenizer.convert_tokens_to_ids(END_OF_THINKING)
+        self._probe = self._net = None
+        if bundle:
+            bundle.check_base(config.model)
+            self._probe, self._net = bundle.probe(), bundle.reasoning_net()
+            self._num_latents = bundle.manifest.num_latent_tokens
+
+    def chains(self, examples: Sequence[Example]) -> Iterator[Chain]:
+        prompts = [self._base.prompt_ids(example.messages) for example in examples]
+        opened = [[*ids, *self._layout.explicit] for ids in prompts]
+        sampling = Sampling(self._config.max_chain_tokens, confidence=True, logprobs=_TOP)
+        replies = [reply for (reply,) in self._engine.from_tokens(opened, sampling)]
+        thinking = [self._thinking(reply.token_ids) for reply in replies]
+        ends = [self._boundaries.ends(ids) for ids in thinking]
+        closed = [
+            [*ids, *reply.token_ids[:at], *self._layout.after_latents]
+            for ids, reply, of in zip(opened, replies, ends, strict=True)
+            for at in of
+        ]
+        sampling = Sampling(self._config.trial_tokens, confidence=True, logprobs=_TOP)
+        trials = iter([reply for (reply,) in self._engine.from_tokens(closed, sampling)])
+        expected = self._expected(prompts)
+        for index, (example, reply) in enumerate(zip(examples, replies, strict=True)):
+            _, closes, said = reply.text.partition(END_OF_THINKING)
+            final = self._task.final_answer(said) if closes else None
+            attempts = tuple(
+                self._attempt(example, reply, at, final, answered) for at, answered in zip(ends[index], trials, strict=False)
+            )
+            yield Chain(
+                example.level, bool(closes) and self._task.is_correct(said, example.answer), len(thinking[index]),
+                len(reply.token_ids), expected[index] if expected is not None else None, attempts,
+            )  # fmt: skip
+
+    def _thinking(self, token_ids: Sequence[int]) -> Sequence[int]:
+        return token_ids[: token_ids.index(self._end)] if self._end in token_ids else token_ids
+
+    def _attempt(self, example: Example, chain: Reply, at: int, final: str | None, answered: Reply) -> Attempt:
+        assert chain.logprobs is not None, "log-probabilities were asked for"
+        # Where the blank after the step ends, the model says whether it goes on.
+        rest = range(at, len(chain.token_ids))
+        after = next((i for i in rest if not self._boundaries.is_blank(chain.token_ids[i])), None)
+        closes = None if after is None else chain.logprobs[after].get(self._end)
+        text = answered.text.strip()
+        return Attempt(
+            trial_of(answered, at), self._task.is_correct(text, example.answer),
+            final is not None and self._task.final_answer(text) == final, math.exp(closes.logprob) if closes else 0.0,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _expected(self, prompts: Sequence[list[int]]) -> list[float] | None:
+        """Tokens of an explicit answer, by the probe."""
+        if self._probe is None or "tokens" not in self._probe.config.outputs:
+            return None
+        prompt = self._base.read(prompts, self._probe.config.layers)
+        latents = think(self._net, prompt, self._num_latents) if self._net and self._num_latents else None
+        features = self._probe.features(prompt.all_states.float(), prompt.mask, latents)
+        return [round(value, 1) for value in self._probe.scores(features)["tokens"].tolist()]
+
+
+def trial_of(reply: Reply, at_tokens: int) -> Trial:
+    """What a rule sees of a forced answer, with the log-probabilities of its likeliest tokens."""
+    assert reply.logprobs, "log-probabilities were asked for"
+    sampled = [next(iter(step.values())).logprob for step in reply.logprobs]
+    entropies = [-sum(math.exp(one.logprob) * one.logprob for one in step.values()) for step in reply.logprobs]
+    return Trial(
+        at_tokens, reply.text.strip(), len(reply.token_ids), math.exp(min(sampled)), math.exp(statistics.fmean(sampled)),
+        statistics.fmean(entropies),
+    )  # fmt: skip
+
+
+def summarise(chains: Sequence[Chain]) -> dict[str, Any]:
+    """Oracle, curve over λ, and how well each signal tells a trial that is final; trials are counted in tokens."""
+    whole = statistics.fmean(chain.tokens for chain in chains)
+    oracle = [
+        (first.trial.at_tokens + first.trial.tokens, True) if (first := chain.first_right) else (chain.tokens, chain.right)
+        for chain in chains
+    ]
+    attempts = [attempt for chain in chains for attempt in chain.attempts]
+    return {
+        "questions": len(chains),
+        "steps": round(statistics.fmean(len(chain.attempts) for chain in chains), 2),
+        "whole": {"right": round(statistics.fmean(chain.right for chain in chains), 4), "tokens": round(whole, 1)},
+        "oracle": {
+            "right": round(statistics.fmean(right for _, right in oracle), 4),
+            "tokens": round(statistics.fmean(tokens for tokens, _ in oracle), 1),
+        },
+        "auroc": {name: _auroc(name, attempts) for name in _SIGNALS},
+        "right by share of the chain": _by_share(chains),
+        "slope": {
+            name: _slope([chain for chain in chains if chain.right is right])
+            for name, right in (("right", True), ("wrong", False))
+        },
+        "curve": [
+            rule.model_dump(include={"confidence", "agreeing", "first"}) | played(rule, chains)
+            for agreeing, first, confidence in itertools.product((1, 2, 3), (0.0, 0.6), _CONFIDENCES)
+            for rule in [ExitRule(confidence=confidence, agreeing=agreeing, first=first)]
+        ],
+    }
+
+
+def _auroc(name: str, attempts: Sequence[Attempt]) -> float | None:
+    """Of a signal, for "this trial answers what the whole chain will"."""
+    values = [attempt.closes if name == "closes" else getattr(attempt.trial, name) for attempt in attempts]
+    scores = torch.tensor(values) * (-1 if name == "entropy" else 1)
+    area = auroc(scores, torch.tensor([float(attempt.same) for attempt in attempts]))
+    return None if math.isnan(area) else round(area, 4)
+
+
+def _by_share(chains: Sequence[Chain]) -> dict[str, float]:
+    """Share of right trials in each fifth of the chains."""
+    fifths: dict[int, list[bool]] = {}
+    for chain in chains:
+        for attempt in chain.attempts:
+            fifths.setdefault(min(4, 5 * attempt.trial.at_tokens // max(1, chain.thinking_tokens)), []).append(attempt.right)
+    return {f"{fifth * 20}–{fifth * 20 + 20} %": round(statistics.fmean(fifths[fifth]), 4) for fifth in sorted(fifths)}
+
+
+def _slope(chains: Sequence[Chain]) -> float | None:
+    """Nats that a trial's entropy changes by along the whole of a chain, on average (CER)."""
+    slopes = [
+        statistics.linear_regression(
+            [attempt.trial.at_tokens / chain.thinking_tokens for attempt in chain.attempts],
+            [attempt.trial.entropy for attempt in chain.attempts],
+        ).slope
+        for chain in chains
+        if len(chain.attempts) > 1
+    ]
+    return round(statistics.fmean(slopes), 4) if slopes else None
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    whole = figures["whole"]["tokens"]
+
+    def row(name: str, point: Mapping[str, Any]) -> tuple[object, ...]:
+        trials = f"{point['trials']:.1f}" if "trials" in point else ""
+        return name, f"{point['right']:.3f}", f"{point['tokens']:.1f}", f"{point['tokens'] / whole - 1:+.1%}", trials
+
+    rows = [row("whole chains", figures["whole"]), row("oracle", figures["oracle"])]
+    rows += [
+        row(f"λ {point['confidence']:g}, {point['agreeing']} agree, from {point['first']:g} on", point)
+        for point in figures["curve"]
+    ]
+    signals = (("" if area is None else f"{area:.3f}") for area in figures["auroc"].values())
+    shares = figures["right by share of the chain"]
+    slope = figures["slope"]
+    return "\n\n".join(
+        [
+            table(["chains end", "right", "tokens", "", "trials"], rows),
+            table(["AUROC of a final trial", *figures["auroc"]], [["", *signals]]),
+            table(["part of the chain", *shares], [["right", *(f"{share:.3f}" for share in shares.values())]]),
+            f"Entropy along a chain: {slope['right']} nats where it is right, {slope['wrong']} where it is wrong.",
+        ]
+    )

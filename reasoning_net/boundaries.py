@@ -1,0 +1,33 @@
+"""A chain's steps, token by token: a step ends with its line, or its paragraph."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+class Boundaries:
+    """Which tokens of a base end a line. What is blank belongs to no step, so a step's end is the same whether one line break
+    follows it or two."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        self._breaks = frozenset(token for token, text in enumerate(texts) if "\n" in text)
+        self._blank = frozenset(token for token, text in enumerate(texts) if not text.strip())
+
+    def is_end(self, token: int) -> bool:
+        return token in self._breaks
+
+    def is_blank(self, token: int) -> bool:
+        return token in self._blank
+
+    def trimmed(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Without the blank at its end."""
+        end = len(token_ids)
+        while end and self.is_blank(token_ids[end - 1]):
+            end -= 1
+        return token_ids[:end]
+
+    def ends(self, token_ids: Sequence[int]) -> list[int]:
+        """How long the chain is at the end of each of its steps, in tokens, without the blank after it."""
+        found = (len(self.trimmed(token_ids[:at])) for at, token in enumerate(token_ids) if self.is_end(token))
+        return sorted({length for length in found if length})
