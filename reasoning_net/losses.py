@@ -8,15 +8,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, normalize
+from torch.nn.functional import cross_entropy, kl_div
 
 from reasoning_net.batches import Batch
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
+from reasoning_net.lens import lens_logits
 from reasoning_net.padding import padded
 from reasoning_net.precision import autocast
-
-SHARPNESS = 12.0  # of the softmax over cosine similarities
 
 
 def losses(
@@ -69,7 +68,6 @@ def hint_loss(base: FrozenBase, latents: Tensor, hints: Tensor) -> Tensor:
 
     Nothing constrains latents without a hint (−100).
     """
-    hinted = normalize(latents[:, : hints.shape[1]].float(), dim=-1)
-    similarity = hinted @ normalize(base.embed.weight.float(), dim=-1).T
-    total = cross_entropy(similarity.transpose(1, 2) * SHARPNESS, hints, ignore_index=-100, reduction="sum")
+    logits = lens_logits(latents[:, : hints.shape[1]], base.embed.weight)
+    total = cross_entropy(logits.transpose(1, 2), hints, ignore_index=-100, reduction="sum")
     return total / (hints != -100).sum().clamp(min=1)

@@ -67,7 +67,7 @@ async def create_app(
     names = available_modes(bundle)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
-        console.mount(app, names, is_demo=settings.is_demo)
+        console.mount(app, names, is_demo=settings.is_demo, explains=hybrid.can_explain)
     return app
 
 

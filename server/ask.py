@@ -35,6 +35,8 @@ class Question:
     """Limit on generated tokens."""
     temperature: NonNegativeFloat | None = None
     """0: greedy. Default: the server's."""
+    explain: bool = False
+    """Print what the latents say under the answer."""
 
     @property
     def messages(self) -> list[ChatCompletionMessageParam]:
@@ -72,6 +74,14 @@ class Reply:
             parts.append(f"first after {self.first_token_seconds:.2f} s")
         return f"[{', '.join(parts)}, done after {self.seconds:.2f} s]"
 
+    @property
+    def trace(self) -> str:
+        """What the latents say, a line each."""
+        if (rows := self.route.get("trace")) is None:
+            return "No latents: the answer was not made from any."
+        lines = (f"{row['latent']:4}  {row['value']:4}  {row['probability']:4.0%}  {row['operation'] or ''}" for row in rows)
+        return "\n".join(["What the latents say:", *(line.rstrip() for line in lines)])
+
 
 def ask(question: Question, show: Callable[[str, str], None]) -> Reply:
     """`show` gets each piece of (reasoning, content) as it comes. Raises `AskError`."""
@@ -85,7 +95,7 @@ def ask(question: Question, show: Callable[[str, str], None]) -> Reply:
 def _ask(client: OpenAI, question: Question, show: Callable[[str, str], None]) -> Reply:
     reply = Reply(question.model or client.models.list().data[0].id)
     started = time.perf_counter()
-    limits = {"max_tokens": question.max_tokens, "temperature": question.temperature}
+    limits = {"max_tokens": question.max_tokens, "temperature": question.temperature, "explain": question.explain or None}
     stream = client.chat.completions.create(
         model=reply.model, messages=question.messages, stream=True, stream_options={"include_usage": True},
         extra_body={"mode": question.mode} | {name: value for name, value in limits.items() if value is not None},

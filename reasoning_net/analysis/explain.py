@@ -13,7 +13,6 @@ Shapes: B questions, N latent tokens, d hidden size, V vocabulary, K whole numbe
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,27 +23,27 @@ from typing import Annotated, Any
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from reasoning_net.analysis.checker import Arithmetic, Change, Checker, Trace, equations
 from reasoning_net.analysis.latents import as_loud, load_network
+from reasoning_net.checker import Arithmetic, Change, Checker, Reading, Trace, described, equations, needed_changes, verified
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
-from reasoning_net.losses import SHARPNESS
+from reasoning_net.lens import lens_logits, whole_numbers
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts, think
+from reasoning_net.stages.fit import fit_confidence
 from reasoning_net.stages.traces import END_OF_THINKING
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, TaskSpec
 from router.figures import auroc
 
-_NEEDED = 2  # changes that a step must follow, of at most three
 INPUT, OUTPUT, WRITTEN, WRITTEN_AFTER_MEAN = "input lens", "output lens", "chain after the latents", "chain after mean latents"
 LENSES = (INPUT, OUTPUT)
+LEAST = "least certain token"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +68,6 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a lens says of one question's latents: a whole number a row, its probability, and how likely it holds the answer."""
-
-    values: list[int]
-    probabilities: list[float]
-    answer: float
-    """The largest probability of the answer in any row."""
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """One question, its latent answer, and the reasons that were found for it."""
 
@@ -90,6 +79,8 @@ class Explanation:
     """Probability of the reply's least certain token."""
     answers: dict[str, float]
     """By lens: how likely a row holds the answer."""
+    decodability: float
+    """As a server tells it: of the input lens, from the likeliest number of each row alone."""
     traces: dict[str, list[dict[str, Any]]]
     """By lens: the steps that were found; empty where none lead to the answer."""
     verified: dict[str, bool]
@@ -119,9 +110,7 @@ class Explainer:
     def __init__(self, base: FrozenBase, net: ReasoningNet, layout: LayoutIds, num_latents: int, batch_size: int) -> None:
         self.base, self._net, self._layout = base, net, layout
         self._num_latents, self._batch_size = num_latents, batch_size
-        vocabulary = enumerate(base.tokenizer.batch_decode([[token] for token in range(base.embed.weight.shape[0])]))
-        numbers = {token: int(text) for token, text in vocabulary if re.fullmatch(r" ?\d+", text)}
-        if not numbers:
+        if not (numbers := whole_numbers(base.tokenizer)):
             raise StageError("No token of this base is a whole number: there is nothing for the lenses to find.")
         self._tokens = torch.tensor(list(numbers))  # (K,)
         self._numbers = torch.tensor(list(numbers.values()))
@@ -134,26 +123,28 @@ class Explainer:
             prompt = self.base.read(prompts[at : at + self._batch_size])
             latents.append(z := think(self._net, prompt, self._num_latents))
             for lens in lenses:
-                probabilities[lens].append(self._lens(z, prompt.copy(), lens)[..., self._tokens])
+                probabilities[lens].append(self._lens(z, prompt.copy(), lens))
         return torch.cat(latents), {lens: torch.cat(parts) for lens, parts in probabilities.items()}
 
     def numbers(self, probabilities: Tensor) -> Tensor:
         """The likeliest whole number of each row, (…)."""
         return self._numbers[probabilities.argmax(-1)]
 
-    def reading(self, probabilities: Tensor, answer: int | None) -> Reading:
+    def reading(self, probabilities: Tensor) -> Reading:
         """Of one question, (N, K)."""
+        return Reading(self.numbers(probabilities).tolist(), probabilities.amax(-1).tolist())
+
+    def holds(self, probabilities: Tensor, answer: int | None) -> float:
+        """The largest probability of the answer in any row of one question, (N, K)."""
         here = probabilities[:, self._numbers == answer] if answer is not None else probabilities[:, :0]
-        best = float(here.sum(-1).max()) if here.numel() else 0.0
-        return Reading(self.numbers(probabilities).tolist(), probabilities.amax(-1).tolist(), best)
+        return float(here.sum(-1).max()) if here.numel() else 0.0
 
     def _lens(self, z: Tensor, prompt: Prompt, lens: str) -> Tensor:
-        """Probabilities of all tokens in each row, (B, N, V): of similarity, as hints are read in training, or as predicted."""
+        """Probabilities of whole numbers in each row, (B, N, K): by similarity, or as predicted among all tokens."""
         if lens == INPUT:
-            similarity = normalize(z.float(), dim=-1) @ normalize(self.base.embed.weight.float(), dim=-1).T
-            return (similarity * SHARPNESS).softmax(-1)
+            return lens_logits(z, self.base.embed.weight[self._tokens]).softmax(-1)
         states = self.base.extend(prompt, self.base.between(self._layout.before_latents, z, ()))
-        return self.base.model.lm_head(states[:, -z.shape[1] :]).float().softmax(-1)
+        return self.base.model.lm_head(states[:, -z.shape[1] :]).float().softmax(-1)[..., self._tokens]
 
 
 def explain(config: ExplainConfig, explainer: Explainer, engine: Rollouts, checker: Checker) -> Iterator[Explanation]:
@@ -175,17 +166,20 @@ def explain(config: ExplainConfig, explainer: Explainer, engine: Rollouts, check
     }
     for index, example in enumerate(tqdm(examples, desc="explain", unit="question")):
         answer, text = answers[index], question_of(example)
-        readings = {lens: explainer.reading(probabilities[lens][index], answer) for lens in LENSES}
+        readings = {lens: explainer.reading(probabilities[lens][index]) for lens in LENSES}
         traces: dict[str, Trace] = {}
-        verified: dict[str, list[bool]] = {}
+        follows: dict[str, list[bool]] = {}
         for lens in LENSES:
             traces[lens] = checker.trace(readings[lens].values, text, answer) if answer is not None else ()
-            verified[lens] = verify(explainer, example, traces[lens], list(checker.changes(traces[lens], text)), lens)
+            follows[lens] = verify(
+                explainer, example, traces[lens], needed_changes(traces[lens], checker.changes(traces[lens], text)), lens
+            )
         yield Explanation(
             text, example.level, task.is_correct(replies[index].text, example.answer), replies[index].text,
-            replies[index].confidence, {lens: readings[lens].answer for lens in LENSES},
-            {lens: described(traces[lens], readings[lens], verified[lens]) for lens in LENSES},
-            {lens: bool(traces[lens]) and all(verified[lens]) for lens in LENSES},
+            replies[index].confidence, {lens: explainer.holds(probabilities[lens][index], answer) for lens in LENSES},
+            readings[INPUT].decodability(answer) if answer is not None else 0.0,
+            {lens: steps_of(described(readings[lens], traces[lens], follows[lens])) for lens in LENSES},
+            {lens: bool(traces[lens]) and all(follows[lens]) for lens in LENSES},
             {name: _entails(texts[index], answer) for name, texts in chains.items()},
         )  # fmt: skip
 
@@ -202,26 +196,12 @@ def verify(explainer: Explainer, example: Example, trace: Trace, changes: Sequen
     last = example.messages[-1]
     asked = [[*example.messages[:-1], last | {"content": change.question}] for change in changes]
     _, probabilities = explainer.read([explainer.base.prompt_ids(messages) for messages in asked], (lens,))
-    values, verified = explainer.numbers(probabilities[lens]), []
-    for index, step in enumerate(trace):
-        followed = [
-            int(values[at, step.row]) == change.values[index]
-            for at, change in enumerate(changes)
-            if change.values[index] != step.value
-        ][:3]
-        verified.append(sum(followed) >= _NEEDED)
-    return verified
+    return verified(trace, changes, explainer.numbers(probabilities[lens]).tolist())
 
 
-def described(trace: Trace, reading: Reading, verified: Sequence[bool]) -> list[dict[str, Any]]:
-    """The steps as a user reads them; rows are counted from 1."""
-    return [
-        {
-            "latent": step.row + 1, "value": step.value, "operation": step.operation,
-            "probability": round(reading.probabilities[step.row], 4), "verified": is_verified,
-        }
-        for step, is_verified in zip(trace, verified, strict=True)
-    ]  # fmt: skip
+def steps_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are steps of the trace."""
+    return [row for row in rows if row["operation"] is not None]
 
 
 def _entails(text: str, answer: int | None) -> bool:
@@ -240,15 +220,43 @@ def summarise(found: Sequence[Explanation]) -> dict[str, Any]:
     ways |= {f"{lens}: verified": shares(lambda e, lens=lens: e.verified[lens]) for lens in LENSES}  # type: ignore[misc]
     ways |= {name: shares(lambda e, name=name: e.entailed[name]) for name in found[0].entailed}  # type: ignore[misc]
     right = torch.tensor([float(e.right) for e in found])
+    levels = torch.tensor([e.level for e in found])
     signals = {f"the answer by the {lens}": torch.tensor([e.answers[lens] for e in found]) for lens in LENSES}
-    signals["least certain token"] = torch.tensor([math.nan if e.confidence is None else e.confidence for e in found])
-    areas = {name: auroc(values, right) for name, values in signals.items()}
+    signals["decodability"] = torch.tensor([e.decodability for e in found])
+    signals[LEAST] = torch.tensor([e.confidence or 0.0 for e in found])  # an empty answer has none
+    signals[f"{LEAST} and decodability"] = joined(signals["decodability"], signals[LEAST], right)
     return {
         "questions": len(found),
         "right": len(groups["right"]),
         "found": ways,
-        "auroc": {name: None if math.isnan(area) else round(area, 4) for name, area in areas.items()},
+        "auroc": {name: _known(auroc(values, right)) for name, values in signals.items()},
+        "auroc within equal steps": {name: _known(auroc_within(values, right, levels)) for name, values in signals.items()},
     }
+
+
+def joined(prior: Tensor, confidence: Tensor, right: Tensor) -> Tensor:
+    """P(right) by the regression that checks auto's answers, (n,), on two signals; each half by what the other half says."""
+    scores = torch.empty_like(prior)
+    for half in (0, 1):
+        fitted = fit_confidence(prior[1 - half :: 2], confidence[1 - half :: 2], right[1 - half :: 2])
+        pairs = zip(prior[half::2].tolist(), confidence[half::2].tolist(), strict=True)
+        scores[half::2] = torch.tensor([fitted.posterior(*pair) for pair in pairs])
+    return scores
+
+
+def auroc_within(scores: Tensor, right: Tensor, levels: Tensor) -> float:
+    """The chance that a right answer is scored above a wrong one to a question of as many steps; all (n,)."""
+    areas, weights = list[float](), list[float]()
+    for level in levels.unique():
+        here = right[levels == level]
+        if pairs := float(here.sum() * (1 - here).sum()):
+            areas.append(auroc(scores[levels == level], here))
+            weights.append(pairs)
+    return statistics.fmean(areas, weights) if areas else math.nan
+
+
+def _known(area: float) -> float | None:
+    return None if math.isnan(area) else round(area, 4)
 
 
 def markdown(figures: dict[str, Any]) -> str:
@@ -256,11 +264,12 @@ def markdown(figures: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.3f}"
 
     ways = ((way, cell(values["right"]), cell(values["wrong"])) for way, values in figures["found"].items())
-    signals = ((name, cell(value)) for name, value in figures["auroc"].items())
+    within = figures["auroc within equal steps"]
+    signals = ((name, cell(value), cell(within[name])) for name, value in figures["auroc"].items())
     wrong = figures["questions"] - figures["right"]
     return "\n\n".join(
         [
             table(["a reason by", f"of {figures['right']} right answers", f"of {wrong} wrong ones"], ways),
-            table(["signal", "AUROC of a right answer"], signals),
+            table(["signal", "AUROC of a right answer", "within equal steps"], signals),
         ]
     )

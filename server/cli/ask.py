@@ -41,4 +41,6 @@ def ask(
         print(json.dumps(asdict(reply), ensure_ascii=False, indent=2))
         return
     print()
+    if question.explain:
+        console.print(reply.trace, markup=False)
     console.print(reply.summary, markup=False)

@@ -37,12 +37,14 @@ class Setup(BaseModel):
     """What the page has to know of its server."""
 
     modes: list[str]
+    explains: bool
+    """Whether it can say what latents say."""
     examples: list[Example]
 
 
-def mount(app: FastAPI, modes: list[str], *, is_demo: bool) -> None:
+def mount(app: FastAPI, modes: list[str], *, is_demo: bool, explains: bool) -> None:
     in_order = [mode for mode in ("direct", "latent", "latent+explicit", "explicit", "auto") if mode in modes]
-    setup = Setup(modes=in_order, examples=_demo_examples() if is_demo else _general_examples())
+    setup = Setup(modes=in_order, explains=explains, examples=_demo_examples() if is_demo else _general_examples())
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:

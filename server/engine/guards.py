@@ -95,6 +95,17 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "--rest-share 0.2`, or use mode=auto, latent or explicit.",
             parameter="mode",
         )
+    if ask.explains and not hybrid.can_think_latent:
+        raise VLLMValidationError(
+            "This server has no reasoning network, so there are no latents to explain. Start it with --bundle and a bundle "
+            "that has one (train it with `latentserve train sft`), or leave explain out.",
+            parameter="explain",
+        )
+    if ask.explains and not hybrid.can_read_latents:
+        raise VLLMValidationError(
+            "No token of this base is a whole number, and latents are read by nothing else. Leave explain out.",
+            parameter="explain",
+        )
     try:
         hybrid.router.policy_for(ask.options)
     except RouterError as error:

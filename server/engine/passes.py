@@ -5,6 +5,7 @@ answer    [X ; layout of the mode that was decided]; X comes from the prefix cac
 begun     both in one, where a latent answer is likely: its first token brings the verdict, and it goes on if that is decided
 """
 
+import asyncio
 import math
 import time
 import uuid
@@ -21,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from router.exits import ExitRule
 from router.policy import Decision, Limits, Mode, Scores
 from server.engine.exits import EarlyExit
+from server.engine.explain import Said, explain
 from server.engine.work import Forget, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
@@ -67,6 +69,8 @@ class Passes:
         """Whether the client may have seen some of an answer that is still being checked."""
         self._key: str | None = None  # of this question's latents, in the worker
         self._begun: AsyncGenerator[RequestOutput, None] | None = None  # an answer, from its first token on
+        self.said: asyncio.Future[Said | None] | None = None
+        """By the latents, where that was asked."""
         self._shared = len(question.token_ids)  # tokens of X that others may find in the prefix cache
         self._holds_permit = self._keeps_latents = self._finished = False
 
@@ -116,7 +120,7 @@ class Passes:
         started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
         number, params = hybrid.most_latents(self.ask.num_latents), self.question.params.clone()
         start = len(question.token_ids) + len(hybrid.layout.before_latents)
-        work = Think(uuid.uuid4().hex, number, len(question.token_ids), start)
+        work = Think(uuid.uuid4().hex, number, len(question.token_ids), start, self.ask.explains)
         params.logprobs, params.output_kind = Verdict.num_values(hybrid.ladder), RequestOutputKind.DELTA
         params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         block = self.engine.vllm_config.cache_config.block_size
@@ -127,7 +131,7 @@ class Passes:
             raise GenerationError(_GAVE_UP)
         verdict = Verdict.of(self._logprobs_of(first), hybrid.ladder)
         self._begun = _after(first, self._begun)
-        self._has_read(verdict, started)
+        self._has_read(work, verdict, started)
         return verdict
 
     async def _give_up(self) -> None:
@@ -150,22 +154,27 @@ class Passes:
     async def _read(self) -> Verdict:
         started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
         self._key = uuid.uuid4().hex
-        work = Read(self._key, hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0)
+        number = hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0
+        work = Read(self._key, number, explains=self.ask.explains)
         has_verdict = hybrid.has_probe or work.num_latents > 0
         params = read_params(work, Verdict.num_values(hybrid.ladder) if has_verdict else _ENTROPY_LOGPROBS)
         # Without a probe the first token of a direct answer is the signal.
-        prompt = question.prompt_with(() if has_verdict else hybrid.layout.direct)
-        prompt.pop("prompt", None)
-        options = {name: question.options[name] for name in _FOR_READING if name in question.options}
-        async with aclosing(self.engine.run(prompt, params, unique_id(question.label), **options)) as outputs:
-            last = [output async for output in outputs][-1]
-        values = self._logprobs_of(last)
+        values = self._logprobs_of(
+            await self._last_of(question.prompt_with(() if has_verdict else hybrid.layout.direct), params)
+        )
         if has_verdict:
             verdict = Verdict.of(values, hybrid.ladder)
         else:
             verdict = Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
-        self._has_read(verdict, started)
+        self._has_read(work, verdict, started)
         return verdict
+
+    async def _last_of(self, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
+        """Of a pass that only reads."""
+        prompt.pop("prompt", None)
+        options = {name: self.question.options[name] for name in _FOR_READING if name in self.question.options}
+        async with aclosing(self.engine.run(prompt, params, unique_id(self.question.label), **options)) as outputs:
+            return [output async for output in outputs][-1]
 
     def _logprobs_of(self, output: RequestOutput) -> list[float]:
         """Of the first token after a question that was read; its own is the first one."""
@@ -174,7 +183,9 @@ class Passes:
         self._count_cached(output)
         return [entry.logprob for entry in output.outputs[0].logprobs[0].values()]
 
-    def _has_read(self, verdict: Verdict, started: float) -> None:
+    def _has_read(self, work: Read | Think, verdict: Verdict, started: float) -> None:
+        if work.explains:
+            self.said = self.engine.said(work.key)  # comes while the answer is written
         self.record.scores = verdict.scores
         self.record.stages |= {
             "read": time.perf_counter() - started, "network": verdict.network_seconds, "probe": verdict.probe_seconds,
@@ -300,6 +311,8 @@ class Passes:
                     record.generated(list(choice.token_ids), hybrid.end_of_thinking, is_first_choice=is_first)
                     self.token_ids += choice.token_ids if is_first else ()
                 self._finished = output.finished and not self._keeps_latents
+                if output.finished and self.said is not None and decision.mode.uses_latents:
+                    await explain(self)
                 record.answered = time.perf_counter()
                 record.stages["answer"] = record.answered - started
                 yield output
@@ -310,6 +323,17 @@ class Passes:
         asked, hybrid = self.ask.num_latents, self.engine.hybrid
         # How many suffice was observed on answers, not on chains that go on.
         return hybrid.most_latents(asked) if decision.mode.thinks_in_text else hybrid.latents_for(asked, self.record.scores)
+
+    async def read_changed(self, token_ids: list[int]) -> Said | None:
+        """What the latents of another question say; nothing of them is kept."""
+        work = Read(uuid.uuid4().hex, self.record.latent_tokens, explains=True)
+        prompt = self.question.prompt | {"prompt_token_ids": token_ids}
+        try:
+            await self._last_of(prompt, read_params(work, Verdict.num_values(self.engine.hybrid.ladder)))
+        finally:
+            self.engine.drop_latents(work.key)
+        self.record.changed_tokens += len(token_ids)
+        return await self.engine.said(work.key)
 
     def nothing(self) -> RequestOutput:
         """The answer to a question that was only to be routed."""

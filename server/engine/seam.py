@@ -21,10 +21,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from reasoning_net.boundaries import Boundaries
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
+from reasoning_net.lens import whole_numbers
 from router.exits import ExitRule, Exits
 from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
 from server.engine import modes
+from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
@@ -58,10 +60,17 @@ class Hybrid:
     """The last token of what ends a chain."""
     exits: Exits
     """Whose chains may end early, where a request does not say."""
+    can_read_latents: bool
+    """Whether some tokens of the base are whole numbers, which latents can be read by."""
 
     @property
     def can_think_latent(self) -> bool:
         return self.max_latents > 0
+
+    @property
+    def can_explain(self) -> bool:
+        """Whether it can be said what latents say."""
+        return self.can_think_latent and self.can_read_latents
 
     def most_latents(self, asked: NumLatents | None) -> int:
         """That may stand in for the chain."""
@@ -88,6 +97,11 @@ class Hybrid:
             return found if ask.mode == Mode.AUTO else None
         may = self.exits == "always" if ask.exit is None else ask.exit
         return (found or ExitRule()) if may else None
+
+    def after_chain(self, token_ids: list[int]) -> list[int]:
+        """Of an answer: what follows a chain, if there is one."""
+        end = self.end_of_thinking
+        return token_ids[token_ids.index(end) + 1 :] if end in token_ids else token_ids
 
     def longest_layout(self, num_latents: NumLatents | None, *, may_be_latent: bool) -> int:
         """Tokens that the longest layout adds to X."""
@@ -151,6 +165,8 @@ class HybridEngine(AsyncLLM):
         served = manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents
         config = self.vllm_config.reasoning_config
         end = (config.natural_reasoning_end_token_ids if config else None) or [None]
+        tokenizer = self.get_tokenizer()
+        numbers = whole_numbers(tokenizer)
         self.hybrid = Hybrid(
             layout=layout,
             router=router,
@@ -164,6 +180,7 @@ class HybridEngine(AsyncLLM):
             metrics=metrics,
             end_of_thinking=end[-1],
             exits=exits,
+            can_read_latents=bool(numbers),
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
@@ -172,8 +189,8 @@ class HybridEngine(AsyncLLM):
         metrics.watch_drift(lambda: router.drift.psi)
         metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
         if shadow_share:
-            self._shadows = Shadows(self, shadow_share, metrics, self.get_tokenizer().decode)
-        await self.collective_rpc("latentserve_install")
+            self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)
+        await self.collective_rpc("latentserve_install", args=(numbers,))
         # The model runner takes our embeddings from here on; vLLM's front end shall take nobody's.
         self.model_config.enable_prompt_embeds = False
 
@@ -289,6 +306,17 @@ class HybridEngine(AsyncLLM):
     def boundaries(self) -> Boundaries:
         """Where chains of this base have their steps."""
         return Boundaries(self.get_tokenizer())
+
+    def said(self, key: str) -> "asyncio.Future[Said | None]":
+        """What the latents of a pass that `explains` say; None where they cannot be used."""
+
+        async def ask() -> Said | None:
+            (result, *_) = await self.collective_rpc("latentserve_reading", args=(key,))
+            return Said(*result) if result else None
+
+        task = asyncio.ensure_future(ask())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody awaits it
+        return task
 
     def encode_suffix(self, text: str) -> list[int]:
         """What a chain starts with."""

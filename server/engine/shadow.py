@@ -95,12 +95,7 @@ class Shadows:
         return token_ids
 
     def _text(self, token_ids: list[int]) -> str:
-        """What stands after the chain."""
-        config = self._engine.vllm_config.reasoning_config
-        end = config.natural_reasoning_end_token_ids if config else None
-        if end and len(end) == 1 and end[0] in token_ids:
-            token_ids = token_ids[token_ids.index(end[0]) + 1 :]
-        return self._decode(token_ids)
+        return self._decode(self._engine.hybrid.after_chain(token_ids))
 
 
 def answer_of(text: str) -> str:

@@ -22,6 +22,8 @@ class Read:
     num_latents: int
     keep_states: bool = False
     """Keep H_X for `latentserve_inspect`: parity checks."""
+    explains: bool = False
+    """Keep what the latents say for `latentserve_reading`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Think:
     num_latents: int
     length: int
     start: int
+    explains: bool = False
+    """As of `Read`."""
 
 
 @dataclass(frozen=True, slots=True)

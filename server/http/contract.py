@@ -22,14 +22,17 @@ from server.http.errors import BadRequestError
 from server.observe.record import Ask
 
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
-CHAT_PATH, ROUTE_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/v1/route", "/v1/completions"
-CHAT_PATHS = (CHAT_PATH, "/v1/responses", "/v1/messages", ROUTE_PATH)
+CHAT_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/v1/completions"
+ROUTE_PATH, EXPLAIN_PATH = "/v1/route", "/v1/explain"
+AS_CHAT = (ROUTE_PATH, EXPLAIN_PATH)
+"""What takes a chat completion's body, and answers something else."""
+CHAT_PATHS = (CHAT_PATH, "/v1/responses", "/v1/messages", *AS_CHAT)
 GENERATING_PATHS = (*CHAT_PATHS, COMPLETIONS_PATH)
 _EFFORT = {
     "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
     "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
 }  # fmt: skip
-_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "timeout_seconds")
+_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "explain", "timeout_seconds")
 _MAX_ANSWERS = 128  # of one request, as OpenAI's
 _MAX_ID = 128
 _ALIKE = 0.7  # of a field's name to one of ours
@@ -95,34 +98,45 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
     """What the request wants; its fields are taken out of the body. `Ask.plain()` where there is nothing to choose: a raw
     completion, a message that is continued. Raises `BadRequestError`."""
     refuse_unsupported(body, terms.template_kwargs)
-    _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path == ROUTE_PATH else path))
+    _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path in AS_CHAT else path))
     wish = take_wish(body, header)
     num_latents = body.pop("num_latent_tokens", None)
     if num_latents not in (None, "auto") and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
         raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
+    explains = take_explain(body)
     if path == COMPLETIONS_PATH and wish.named is None:
-        for name, value in (("num_latent_tokens", num_latents), ("router", body.get("router")), ("exit", body.get("exit"))):
+        others = (("router", body.get("router")), ("exit", body.get("exit")), ("explain", explains or None))
+        for name, value in (("num_latent_tokens", num_latents), *others):
             if value is not None:
                 raise BadRequestError(f"{name} needs a mode here: a raw completion has none.", name)
         return Ask.plain()
     for name, value in _NO_QUESTION:
         given = body.get(name)
         if isinstance(given, int | bool) and bool(given) is value:
-            if wish.named in (None, Mode.EXPLICIT) and "router" not in body and path != ROUTE_PATH:
+            if wish.named in (None, Mode.EXPLICIT) and "router" not in body and path not in AS_CHAT and not explains:
                 return Ask.plain()
-            what = f"mode={wish.named}" if wish.named else "routing"
+            what = f"mode={wish.named}" if wish.named else "explain" if explains or path == EXPLAIN_PATH else "routing"
             raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
-    mode = wish.mode(terms)
+    mode = wish.mode(terms) if path != EXPLAIN_PATH else wish.latent_mode()
     options, may_exit = take_options(body, mode), take_exit(body, mode)
     if options.early and not (path == CHAT_PATH and body.get("stream")):
         raise BadRequestError("router.early is for streamed chat completions.", "router")
-    if path == ROUTE_PATH:
+    if path in AS_CHAT:
         for name in _OF_THE_ANSWER:
             body.pop(name, None)
+    only_route, verifies = path == ROUTE_PATH, path == EXPLAIN_PATH
     return Ask(
         mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
-        exit=may_exit, only_route=path == ROUTE_PATH,
+        exit=may_exit, only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
     )  # fmt: skip
+
+
+def take_explain(body: Body) -> bool:
+    """The field `explain`, taken out of the body."""
+    given = body.pop("explain", None)
+    if given is not None and not isinstance(given, bool):
+        raise BadRequestError("explain must be true or false.", "explain")
+    return bool(given)
 
 
 def take_seconds(body: Body, most: float) -> float:
@@ -174,6 +188,13 @@ class Wish:
         if self.named is None or (self.may_narrow and implied is not None):
             return implied or terms.default
         return self.named
+
+    def latent_mode(self) -> str:
+        """Of what explains a latent answer."""
+        mode = self.named or self.implied or Mode.LATENT
+        if mode not in (Mode.LATENT, Mode.LATENT_EXPLICIT):
+            raise BadRequestError(f"{EXPLAIN_PATH} explains latent answers, and mode is {mode}. Leave it out.", "mode")
+        return mode
 
 
 def take_wish(body: Body, header: str | None) -> Wish:

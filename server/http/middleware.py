@@ -19,7 +19,7 @@ from server.http import contract
 from server.http.admission import Admission
 from server.http.body import read_body
 from server.http.client import Client
-from server.http.contract import CHAT_PATH, GENERATING_PATHS, MODE_HEADER, ROUTE_PATH, Terms
+from server.http.contract import AS_CHAT, CHAT_PATH, GENERATING_PATHS, MODE_HEADER, Terms
 from server.http.errors import KeyLimitError, LatentserveError
 from server.http.keys import client_key
 from server.http.quotas import Quotas
@@ -119,7 +119,9 @@ class ReasoningModes:
             record.ended = time.perf_counter()
             if record.quota:
                 record.quota.settle(
-                    record.prompt_tokens, record.thinking_tokens, record.generated_tokens + record.discarded_tokens
+                    record.prompt_tokens + record.changed_tokens,
+                    record.thinking_tokens,
+                    record.generated_tokens + record.discarded_tokens,
                 )
             if not writer.is_complete:
                 record.failure = "client_left" if client.has_left else "engine"
@@ -131,11 +133,12 @@ class ReasoningModes:
 
 
 def _changed(scope: Scope, path: str, headers: dict[str, str]) -> Scope:
-    """The scope with these headers instead of those that it may have by their names; `/v1/route` as a chat completion."""
+    """The scope with these headers instead of those that it may have by their names; `/v1/route` and `/v1/explain` as a chat
+    completion."""
     names = {name.encode() for name in headers}
     kept = [header for header in scope["headers"] if header[0] not in names]
     scope = dict(scope, headers=[*kept, *((name.encode(), value.encode("latin-1")) for name, value in headers.items())])
-    if path == ROUTE_PATH:
-        chat = scope["path"].removesuffix(ROUTE_PATH) + CHAT_PATH
+    if path in AS_CHAT:
+        chat = scope["path"].removesuffix(path) + CHAT_PATH
         scope |= {"path": chat, "raw_path": chat.encode()}
     return scope

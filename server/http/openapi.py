@@ -7,19 +7,33 @@ from fastapi import FastAPI
 
 from router.exits import ExitRule
 from router.router import Options
-from server.http.contract import CHAT_PATH, CHAT_PATHS, COMPLETIONS_PATH, ROUTE_PATH
+from server.http.contract import CHAT_PATH, CHAT_PATHS, COMPLETIONS_PATH, EXPLAIN_PATH, ROUTE_PATH
 
-_NUMBER, _TEXT, _SWITCH = {"type": "number"}, {"type": "string"}, {"type": "boolean"}
+_NUMBER, _COUNT, _TEXT, _SWITCH = {"type": "number"}, {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
 _NUMBERS = {"type": "object", "additionalProperties": _NUMBER}
-_MAYBE = {"anyOf": [_NUMBER, {"type": "null"}]}
+_MAYBE, _MAYBE_TEXT, _MAYBE_SWITCH = ({"anyOf": [kind, {"type": "null"}]} for kind in (_NUMBER, _TEXT, _SWITCH))
+_TRACE = {
+    "anyOf": [{"type": "array", "items": {
+        "type": "object",
+        "properties": {
+            "latent": _COUNT, "value": _COUNT, "operation": _MAYBE_TEXT, "probability": _NUMBER,
+            "verified": _MAYBE_SWITCH,
+        },
+    }}, {"type": "null"}],
+    "description": "For each latent the likeliest whole number, and the operation that leads to it where that is a step to the "
+    "answer. null: the answer was not made from latents.",
+}  # fmt: skip
+_EXPLAINED = {
+    "answer": _MAYBE_TEXT, "trace": _TRACE, "verified": _MAYBE_SWITCH, "strategy": _TEXT, "changed_tokens": _COUNT,
+}  # fmt: skip
 _ROUTE = {
     "type": "object",
     "description": "How a request was answered, and why.",
     "properties": {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
-        "latent_tokens": {"type": "integer"}, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
-        "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": {"type": "integer"},
-        "thinking_budget": {"type": "integer"}, "exit": {"type": "object"},
+        "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
+        "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": _COUNT,
+        "thinking_budget": _COUNT, "exit": {"type": "object"}, "trace": _TRACE, "decodability": _MAYBE,
     },
 }  # fmt: skip
 
@@ -42,6 +56,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "description": "Latents that stand in for the chain; auto: as few as are expected to suffice.",
         },
         "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "description": "The answer's deadline."},
+        "explain": _SWITCH | {"description": "Say in `route.trace` what the latents say."},
         "router": {"$ref": "#/components/schemas/RouterOptions"},
         "exit": {
             "anyOf": [{"type": "boolean"}, {"const": "auto"}, {"$ref": "#/components/schemas/ExitRule"}],
@@ -66,7 +81,11 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
                 schemas[body]["properties"] |= own
                 answer = operation["responses"]["200"].setdefault("content", {})
                 answer["application/json"] = {"schema": _with_route({})}
-        paths[ROUTE_PATH] = {"post": _route_operation(paths[CHAT_PATH]["post"])}
+        chat = paths[CHAT_PATH]["post"]
+        routed = "The decision on a chat completion, before anything is generated."
+        explained = "A latent answer, what its latents say, and whether that follows when the question is changed."
+        paths[ROUTE_PATH] = {"post": _operation(chat, "Route", routed, {"prompt_tokens": _COUNT})}
+        paths[EXPLAIN_PATH] = {"post": _operation(chat, "Explain", explained, _EXPLAINED)}
         return document
 
     return openapi
@@ -76,11 +95,10 @@ def _with_route(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties | {"route": {"$ref": "#/components/schemas/Route"}}}
 
 
-def _route_operation(chat: dict[str, Any]) -> dict[str, Any]:
-    answer = _with_route({"model": _TEXT, "prompt_tokens": {"type": "integer"}})
+def _operation(chat: dict[str, Any], summary: str, description: str, properties: dict[str, Any]) -> dict[str, Any]:
+    """Of what takes a chat completion's body, and answers something else."""
+    answer = _with_route({"model": _TEXT} | properties)
     return chat | {
-        "summary": "Route", "description": "The decision on a chat completion, before anything is generated.",
-        "operationId": "route", "responses": chat["responses"] | {
-            "200": {"description": "The decision.", "content": {"application/json": {"schema": answer}}}
-        },
+        "summary": summary, "description": description, "operationId": summary.lower(),
+        "responses": chat["responses"] | {"200": {"description": summary, "content": {"application/json": {"schema": answer}}}},
     }  # fmt: skip

@@ -9,7 +9,7 @@ PUBLIC = (
 """Answered without a key: what probes, scrapers and the console's page need. None of them reaches the engine's queue."""
 PROTECTED = (
     "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/models", "/v1/responses",
-    "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel", "/v1/route", "/v1/router",
+    "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel", "/v1/explain", "/v1/route", "/v1/router",
     "/detokenize", "/load", "/tokenize",
 )  # fmt: skip
 

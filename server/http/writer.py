@@ -119,9 +119,23 @@ class RouteWriter:
     def _answer(self, content: Body) -> MutableMapping[str, Any]:
         if self._record.ask.only_route:
             content = {"model": content["model"], "prompt_tokens": content["usage"]["prompt_tokens"]}
+        elif self._record.ask.verifies:
+            return self._explained(content)
         elif self._reasoning_content:
             repeat_reasoning(content)
         return self._completed(content)
+
+    def _explained(self, content: Body) -> MutableMapping[str, Any]:
+        """What `/v1/explain` answers. Latents that were not finite have no reading, and the answer then none."""
+        told, message = self._record.explanation, content["choices"][0]["message"]
+        found = self._completed({name: content[name] for name in ("id", "model", "usage")} | {"answer": message["content"]})
+        return {
+            **found,
+            "trace": found["route"].pop("trace"),
+            "verified": told.is_verified if told else None,
+            "strategy": "input lens",
+            "changed_tokens": self._record.changed_tokens,
+        }
 
     def _event(self, event: bytes) -> bytes:
         """The event with the route in it, if it is one of the last."""

@@ -17,6 +17,7 @@ from router.policy import Decision, Mode, NumLatents, Policy, Scores
 from router.router import Options
 from server.http.errors import LatentserveError
 from server.http.quotas import Quota
+from server.observe.explanation import Explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Ask:
     """Whether, and by which rule, the chain may end early; None: as the server does it."""
     only_route: bool = False
     """Read and decide, and generate nothing (`/v1/route`)."""
+    explains: bool = False
+    """Say what the latents say."""
+    verifies: bool = False
+    """And put that to the test (`/v1/explain`)."""
 
     @classmethod
     def plain(cls) -> "Ask":
@@ -73,6 +78,10 @@ class Record:
     decision: Decision | None = None
     """None until the engine has decided; another one after an escalation."""
     latent_tokens: int = 0
+    explanation: Explanation | None = None
+    """What the latents of the answer say, where that was asked; None where it was not made from latents."""
+    changed_tokens: int = 0
+    """Of changed questions that were read to put that to the test."""
     confidence: float | None = None
     """Probability of the least certain token of a cheap answer that was checked."""
     escalated: bool = False
@@ -151,6 +160,7 @@ class Record:
         """What was generated so far is void; another answer follows."""
         self.escalated, self.discarded_tokens, self.generated_tokens = True, self.generated_tokens, 0
         self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
+        self.explanation = None
         self.decided(decision, latent_tokens)
 
     def tried(self, trials: Sequence[Trial], ending: Ending | None) -> None:
@@ -192,6 +202,9 @@ class Record:
             "scores": {name: _rounded(value) for name, value in scores.items() if value is not None},
             "stages": {name: round(seconds, 5) for name, seconds in self.stages.items()},
         }
+        if self.ask.explains:
+            told = self.explanation
+            shown |= {"trace": told.rows if told else None, "decodability": _rounded(told.decodability) if told else None}
         if by_latents:
             shown["latent_by_n"] = {str(number): _rounded(correct) for number, correct in by_latents}
         if self.trials:
@@ -213,10 +226,12 @@ class Record:
         """What is written down about a request that has ended: never its text."""
         stages = {stage: end - start for stage, start, end in self.timeline()}
         stages |= {"network": self.stages["network"], "probe": self.stages["probe"]}
+        shown = self.public()
+        shown.pop("trace", None)  # numbers of the question, and of the answer
         return {
             "request_id": self.request_id,
             **({"trace_id": self.trace_id} if self.trace_id else {}),
-            **self.public(),
+            **shown,
             "confidence": self.confidence,
             "prompt_tokens": self.prompt_tokens,
             "thinking_tokens": self.thinking_tokens,

@@ -37,6 +37,7 @@ NEAR = {
     "num_latent_tokens": st.integers(0, 257) | st.just("auto"),
     "thinking_token_budget": st.integers(-2, 40),
     "timeout_seconds": st.floats(-1, 700),
+    "explain": st.booleans(),
     "router": st.fixed_dictionaries({}, optional={
         "policy": st.sampled_from(["utility", "always-explicit", "diffadapt", "nothing"]), "max_cost": st.integers(-1, 300),
         "explicit_share": st.floats(-0.1, 1.1),
@@ -60,7 +61,9 @@ FIELDS = st.dictionaries(st.sampled_from(sorted(NEAR)), st.none(), max_size=5).f
 MODES = st.sampled_from([*Mode, "fast", None])
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/route"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/route", "/v1/explain"]
+)
 def test_every_body_is_answered_or_refused_with_a_reason(server: str, asked: list[Question], path: str) -> None:
     question, codes = asked[0].question, Counter[int]()
     prompt: dict[str, Any] = {
@@ -79,7 +82,7 @@ def test_every_body_is_answered_or_refused_with_a_reason(server: str, asked: lis
         assert response.status_code in (200, 400, 501, *([504] if "timeout_seconds" in body else [])), response.text[:500]
         if response.status_code != 200:
             assert response.json()["error"]["message"], response.text
-        elif body.get("stream") is True and path != "/v1/route":
+        elif body.get("stream") is True and path not in ("/v1/route", "/v1/explain"):
             assert response.text.rstrip().rpartition("data: ")[2].startswith(("[DONE]", "{")), response.text[-200:]
         else:
             assert isinstance(response.json(), dict)

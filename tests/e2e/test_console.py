@@ -1,5 +1,6 @@
 """The console in a real browser, against the real server."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from reasoning_net.demo.questions import Question
+from tests.conftest import NUM_LATENTS
 from tests.e2e.test_modes import metric
 
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium (apt-get install chromium)")
@@ -54,6 +56,11 @@ def test_one_click_asks_every_mode_and_shows_where_the_time_went(page: Page) -> 
     assert "done" in timeline
     expect(answer(page, "explicit").locator(".thinking p")).not_to_be_empty()
     expect(answer(page, "latent").locator(".thinking")).to_be_hidden()
+    said = answer(page, "latent").locator(".said")
+    expect(said.get_by_role("listitem")).to_have_count(NUM_LATENTS)
+    expect(said.locator("li").first).to_have_attribute("title", re.compile(r"^latent 1: \d+, \d+ %$"))
+    expect(said.locator(".note")).to_contain_text("the answer", ignore_case=True)
+    expect(answer(page, "explicit").locator(".said")).to_be_hidden()
     why = answer(page, "auto").locator(".why")
     expect(why).to_contain_text("Answered")
     expect(why.get_by_role("meter")).to_have_count(3)

@@ -26,6 +26,7 @@ LIMITS = {
     "free": "",
     "other": "",
     "two": "requests_per_minute: 2",
+    "frugal": "tokens_per_minute: 1",
     "little": "thinking_tokens_per_minute: 1",
     "single": "concurrent_explicit: 1",
     "cut": "max_thinking_tokens: 20",
@@ -249,6 +250,20 @@ async def test_limits_of_a_key(small: str, ask: Any, asked: list[Question]) -> N
     demoted = await ask(asked[1], key="little", mode="auto", router={"policy": "always-explicit"})
     route = demoted.json()["route"]
     assert (route["mode"], route["reason"]) == ("latent", "demoted_thinking_tokens_per_minute")
+
+
+async def test_an_explanation_is_one_answer_and_its_changed_questions_are_paid_for(
+    small: str, ask: Any, asked: list[Question]
+) -> None:
+    answers = [await ask(question, path="/v1/explain") for question in asked[:12]]
+    assert all(answer.status_code == 200 for answer in answers)
+    assert any(answer.json()["changed_tokens"] for answer in answers)
+    for key, reason in (("frugal", "tokens_per_minute"), ("two", "requests_per_minute")):
+        refused = [await ask(asked[0], key=key, path="/v1/explain") for _ in range(4)]
+        assert any(answer.status_code == 429 and answer.headers["x-reject-reason"] == reason for answer in refused)
+    burst = await asyncio.gather(*(ask(question, path="/v1/explain") for question in asked[: 4 * (CAPACITY + QUEUE)]))
+    assert {answer.status_code for answer in burst} == {200, 429}
+    await until(small, "latentserve_requests_in_flight", lambda value: value == 0)
 
 
 async def test_chains_at_once(small: str, ask: Any, asked: list[Question]) -> None:

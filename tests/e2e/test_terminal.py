@@ -7,6 +7,7 @@ import sys
 import httpx
 
 from reasoning_net.demo.questions import Question
+from tests.conftest import NUM_LATENTS
 
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -31,6 +32,15 @@ def test_ask_as_json(server: str, asked: list[Question]) -> None:
     assert reply["usage"]["completion_tokens"] >= 1
     assert 0 < reply["first_token_seconds"] <= reply["seconds"]
     assert set(reply["route"]["stages"]) == {"gateway", "queue", "read", "network", "probe", "discarded", "answer"}
+
+
+def test_ask_explains(server: str, asked: list[Question]) -> None:
+    latent = run("ask", asked[0].question, "--mode", "latent", "--temperature", "0", "--explain", "--url", server)
+    assert latent.stdout.count("\n") == 1, "the answer, and nothing else"
+    lines = latent.stderr.partition("What the latents say:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines[:NUM_LATENTS]] == [str(row) for row in range(1, NUM_LATENTS + 1)]
+    assert all(line.split()[1].isdigit() and "%" in line for line in lines[:NUM_LATENTS])
+    assert "No latents" in run("ask", asked[0].question, "--mode", "direct", "--explain", "--url", server).stderr
 
 
 def test_what_goes_wrong_is_one_sentence(server: str) -> None:

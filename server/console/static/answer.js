@@ -93,7 +93,24 @@ export class Answer {
     if (latents) parts.push(`${latents} latents`);
     if (discarded) parts.push(`${discarded} discarded`);
     this.part(".figures").textContent = parts.join(", ");
+    if (this.route.trace?.length) this.tell();
     if (this.mode === "auto") this.explain();
+  }
+
+  // The likeliest whole number of each latent, the deeper in colour the surer; and the steps of arithmetic among them.
+  tell() {
+    this.part(".said").hidden = false;
+    for (const { latent, value, operation, probability } of this.route.trace) {
+      const text = operation ? `${operation} = ${value}` : value;
+      const title = `latent ${latent}: ${value}, ${Math.round(100 * probability)} %`;
+      const item = Object.assign(document.createElement("li"), { textContent: text, title });
+      item.style.setProperty("--share", `${40 * probability}%`);
+      if (operation) item.className = "step";
+      this.part(".said ol").append(item);
+    }
+    const share = this.route.decodability;
+    const holds = share ? `The answer stands in a latent, with ${Math.round(100 * share)} %.` : "No latent says the answer.";
+    this.part(".said .note").textContent = share === null ? "" : holds;
   }
 
   explain() {

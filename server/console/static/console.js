@@ -8,6 +8,7 @@ const byId = (id) => document.getElementById(id);
 const key = byId("key");
 let asking = null; // the AbortController of the running question
 let model = null;
+let explain = false; // whether the server can say what latents say
 
 key.value = sessionStorage.getItem("key") ?? "";
 key.addEventListener("change", () => {
@@ -16,7 +17,8 @@ key.addEventListener("change", () => {
 });
 
 async function setUp() {
-  const { modes, examples } = await (await fetch("console/setup")).json();
+  const { modes, examples, explains } = await (await fetch("console/setup")).json();
+  explain = explains;
   for (const mode of modes) {
     const label = document.createElement("label");
     label.append(Object.assign(document.createElement("input"), { type: "checkbox", name: "mode", value: mode, checked: true }));
@@ -71,6 +73,7 @@ async function ask() {
     temperature: Number(byId("temperature").value),
     stream: true,
     stream_options: { include_usage: true },
+    explain,
     ...(byId("max-tokens").value ? { max_tokens: Number(byId("max-tokens").value) } : {}),
   };
   const run = async (answer) => {

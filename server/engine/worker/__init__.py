@@ -45,9 +45,9 @@ class HybridWorker(_Worker):
         logger.info("Hidden states take %.1f MiB beside the KV cache (%.1f %%).", available * share / 2**20, 100 * share)
         return int(available * (1 - share))
 
-    def latentserve_install(self) -> None:
-        """Hook into the model runner. Called once, before the first request."""
-        self.latentserve = Latents(self.model_runner, self.networks)
+    def latentserve_install(self, numbers: dict[int, int]) -> None:
+        """Hook into the model runner. Called once, before the first request. `numbers`: the tokens that are whole numbers."""
+        self.latentserve = Latents(self.model_runner, self.networks, numbers)
         self.latentserve_hooks = Hooks(self.model_runner, self.latentserve)
 
     def latentserve_drop(self, key: str) -> None:
@@ -57,6 +57,11 @@ class HybridWorker(_Worker):
     def latentserve_state(self) -> dict[str, Any]:
         """Counts for tests and debugging."""
         return self.latentserve.counts() | {"preemptions": self.latentserve_hooks.preemptions}
+
+    def latentserve_reading(self, key: str) -> tuple[list[int], list[float], float] | None:
+        """What the latents of a pass that `explains` say: a whole number a row, its probability, and the seconds that it took
+        to find out. Given once; None where there is nothing to give."""
+        return self.latentserve.reader.readings.pop(key, None)
 
     def latentserve_inspect(self, key: str) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d), and z (N, d) where there is a network, of a `Read` that asked to keep them."""

@@ -53,9 +53,9 @@ class Store:
 class Latents:
     """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` rows are written, `Think` rows both."""
 
-    def __init__(self, runner: "GPUModelRunner", networks: Networks) -> None:
+    def __init__(self, runner: "GPUModelRunner", networks: Networks, numbers: dict[int, int]) -> None:
         self.store = Store()
-        self.reader = Reader(runner, networks, self.store.put)
+        self.reader = Reader(runner, networks, numbers, self.store.put)
         self.placeholder = networks.manifest.layout.placeholder_token_id if networks.manifest else None
         self.layers, self.reads_all = self.reader.layers, self.reader.has_pages
         self._lost: set[str] = set()  # requests whose latents were missing in some step

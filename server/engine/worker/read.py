@@ -3,7 +3,7 @@
 All prompts that end in a step are read together, in micro-batches of bounded size: a long prompt pads only those beside which
 it still fits.
 
-Shapes: B prompts of a micro-batch, T prompt tokens, L earlier layers, N latent tokens, d hidden size.
+Shapes: B prompts of a micro-batch, T prompt tokens, L earlier layers, N latent tokens, d hidden size, K whole numbers.
 """
 
 import time
@@ -16,6 +16,7 @@ from torch import Tensor
 from vllm.model_executor.models.interfaces import supports_eagle3
 
 from reasoning_net.bundle import BundleError
+from reasoning_net.lens import lens_logits
 from router.policy import Scores
 from router.probe_config import scores_of
 from server.engine.work import Read, Think, Verdict
@@ -59,9 +60,16 @@ def micro_batches(questions: list[Question], max_padded_tokens: int) -> Iterator
 class Reader:
     """Collects hidden states, chunk by chunk, and thinks where a prompt ends."""
 
-    def __init__(self, runner: "GPUModelRunner", networks: Networks, keep: Callable[[str, Tensor], None]) -> None:
-        """`keep` gets the latents (N, d) of a key."""
+    def __init__(
+        self, runner: "GPUModelRunner", networks: Networks, numbers: dict[int, int], keep: Callable[[str, Tensor], None]
+    ) -> None:
+        """`numbers`: the tokens that are whole numbers. `keep` gets the latents (N, d) of a key."""
         self._runner, self._keep = runner, keep
+        self._numbers = list(numbers.values())
+        tokens = torch.tensor(list(numbers), dtype=torch.long, device=runner.device)
+        self._number_embeddings = runner.model.embed_input_ids(tokens)  # (K, d)
+        self.readings: dict[str, tuple[list[int], list[float], float]] = {}  # key → what its latents say, until it is asked for
+        self._most_readings = 4 * runner.max_num_reqs
         self._net, self._probe, self._dtype = networks.net, networks.probe, networks.dtype
         self._max_padded_tokens = networks.max_padded_tokens
         self.layers = self._probe.config.layers if self._probe else ()
@@ -130,6 +138,17 @@ class Reader:
             if z is not None and work.num_latents and finite[index]:
                 # A latent is a function of the latents before it only: fewer of them are a prefix.
                 self._keep(work.key, z[index, : work.num_latents].clone())
+                if work.explains:
+                    self._explain(work.key, z[index, : work.num_latents])
+
+    def _explain(self, key: str, z: Tensor) -> None:
+        """Keep what each latent (N, d) says. Whoever left before asking for it leaves it to be the oldest."""
+        started = time.perf_counter()
+        probabilities, nearest = lens_logits(z, self._number_embeddings).softmax(-1).max(-1)
+        values = [self._numbers[index] for index in nearest.tolist()]
+        self.readings[key] = values, probabilities.tolist(), time.perf_counter() - started
+        if len(self.readings) > self._most_readings:
+            del self.readings[next(iter(self.readings))]
 
     def _latents(self, batch: list[Question], hidden_states: Tensor, mask: Tensor) -> Tensor | None:
         """z (B, N, d) from the final states (B, T, d)."""

@@ -1,6 +1,7 @@
 """Reasons read off latents, on networks whose latents are known: one tells the sum of the numbers, one always says 9."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from reasoning_net.analysis.checker import Arithmetic
 from reasoning_net.analysis.explain import (
     INPUT,
     OUTPUT,
@@ -19,18 +19,22 @@ from reasoning_net.analysis.explain import (
     ExplainConfig,
     Explainer,
     Explanation,
+    auroc_within,
     explain,
+    joined,
     main,
     markdown,
     summarise,
 )  # fmt: skip
 from reasoning_net.bundle import Bundle
+from reasoning_net.checker import Arithmetic
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply, Sampling
 from reasoning_net.stages.pack import pack
 from reasoning_net.tasks import TaskSpec
+from router.figures import auroc
 
 
 class Telling:
@@ -94,7 +98,20 @@ def test_a_step_that_follows_changes_is_verified(base: FrozenBase, bundle: Bundl
     figures = summarise(found)
     assert figures["found"][f"{INPUT}: verified"] == {"right": 1.0, "wrong": 0.0}
     assert figures["auroc"][f"the answer by the {INPUT}"] == 1.0
+    assert figures["auroc"]["decodability"] == 1.0
     assert f"| {OUTPUT}: verified |" in markdown(figures)
+
+
+def test_signals_within_equal_steps_and_joined() -> None:
+    """One signal knows the steps alone, the other the answers; joined they are as good as that."""
+    levels, right = torch.arange(400) % 4, ((torch.arange(400) // 4) % 4 != 0).float()
+    right[levels == 3] = (torch.arange(100) % 2).float()
+    steps, answers = 1 - levels / 5, 0.3 + 0.4 * right
+    assert auroc_within(steps, right, levels) == 0.5
+    assert auroc(steps, right) > 0.55
+    assert auroc_within(answers, right, levels) == 1.0
+    assert auroc(joined(steps, answers, right), right) == 1.0
+    assert math.isnan(auroc_within(answers, torch.ones(400), levels))
 
 
 def test_latents_that_always_say_the_answer_are_no_reason(base: FrozenBase, bundle: Bundle, config: ExplainConfig) -> None:

@@ -54,6 +54,43 @@ def test_what_would_change_the_prompt_is_taken_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "explains", "verifies"),
+    [
+        ("/v1/chat/completions", {"explain": True}, True, False),
+        ("/v1/messages", {"explain": True, "mode": "explicit"}, True, False),
+        ("/v1/chat/completions", {"explain": False}, False, False),
+        ("/v1/chat/completions", {"explain": None}, False, False),
+        ("/v1/route", {"explain": True}, False, False),
+        ("/v1/explain", {}, True, True),
+        ("/v1/explain", {"explain": False, "stream": True}, True, True),
+    ],
+)
+def test_who_explains(path: str, body: dict[str, Any], explains: bool, verifies: bool) -> None:
+    ask = read_ask(path, body, None, Terms())
+    assert (ask.explains, ask.verifies) == (explains, verifies)
+    assert not {"explain", "stream"} & set(body)
+    assert not verifies or ask.mode == Mode.LATENT, "not the server's default"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"explain": 1}, "explain"),
+        ("/v1/completions", {"explain": True}, "explain"),
+        ("/v1/chat/completions", {"explain": True, "continue_final_message": True}, "continue_final_message"),
+        ("/v1/explain", {"continue_final_message": True}, "continue_final_message"),
+        ("/v1/explain", {"mode": "auto"}, "mode"),
+        ("/v1/explain", {"model": "demo:explicit"}, "mode"),
+        ("/v1/explain", {"reasoning_effort": "high"}, "mode"),
+    ],
+)
+def test_what_cannot_be_explained(path: str, body: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        read_ask(path, body, None, Terms())
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"mode": "explicit", "reasoning_effort": "none"},
