@@ -36,7 +36,7 @@ class EarlyExit:
         self._closing = run.engine.hybrid.layout.after_latents
         self._expected = run.record.scores.tokens if run.record.scores else None
         self._token_ids = list[int]()  # of the chain
-        self._step = 0
+        self._step, self._is_thinking = 0, True
         self._trials = list[Trial]()
         self._running: asyncio.Task[Trial] | None = None
 
@@ -67,11 +67,10 @@ class EarlyExit:
 
     def _look(self, new: list[int]) -> Ending | None:
         """At what was written, and at a trial that has ended; perhaps begin another one."""
-        boundaries, end = self._run.engine.boundaries, self._run.engine.hybrid.end_of_thinking
-        if end in self._token_ids:
-            return None
+        boundaries = self._run.engine.boundaries
         self._token_ids += new
-        if end in new:
+        self._is_thinking = self._is_thinking and self._run.engine.hybrid.end_of_thinking not in new
+        if not self._is_thinking:
             return None
         if self._running and self._running.done():
             trial, self._running = self._running, None
