@@ -56,14 +56,15 @@ class CalibrateConfig:
 
 def main(config: CalibrateConfig) -> dict[str, Any]:
     """Put the target, or a rule of exits, in force in the bundle. Raises `RouterError` for a target that cannot be met."""
+    if config.target is None and config.exit_loss is None:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in Target.model_fields)
+        raise StageError(f"give one of {options}, or --exit-loss.")
     bundle = Bundle.load(config.bundle)
     manifest, columns = bundle.manifest, bundle.calibration_outcomes()
     if manifest.calibration is None or columns is None:
         raise StageError(f"{config.bundle} has no calibrated probe. Fit one with `latentserve router fit`.")
-    if config.exit_loss is not None:
+    if config.exit_loss is not None or config.target is None:
         return _calibrate_exits(bundle, manifest.calibration, config)
-    if config.target is None:
-        raise StageError(f"What is asked for? Give one of {', '.join(Target.model_fields)}, or exit_loss.")
     outcomes, cheap = from_tensors(columns), Mode.LATENT if manifest.reasoning_net else Mode.DIRECT
     if config.url:
         models = asyncio.run(measure_seconds(config.url, config.task, cheap, config.n, config.concurrency))

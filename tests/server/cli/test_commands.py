@@ -36,10 +36,6 @@ def test_bad_input(tmp_path: Path) -> None:
         ("train grpo --init i --output o --rollouts 1", "--rollouts must be greater than or equal to 2, not 1."),
         ("train sweep --output o --num-latents 4,b", "--num-latents"),
         ("train sweep --output o --conditioners last,some", "--conditioners must be 'last', 'all' or 'all+embeddings'"),
-        (
-            "router calibrate --bundle b",
-            "give one of --explicit-share, --accuracy-floor, --accuracy-loss, --mean-tokens, --p95-seconds.",
-        ),
         ("router calibrate --bundle b --explicit-share 0.1 --mean-tokens 9", "give exactly one of"),
         ("router calibrate --bundle b --explicit-share 3", "--explicit-share must be less than or equal to 1"),
         ("serve --device tpu", "--device must be 'cpu' or 'cuda', not 'tpu'."),
@@ -50,6 +46,11 @@ def test_bad_input(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_values_and_options_that_cannot_be(arguments: str, sentence: str) -> None:
     assert sentence in failure(*arguments.split(), status=2)
+
+
+def test_a_calibration_that_asks_for_nothing() -> None:
+    said = "give one of --explicit-share, --accuracy-floor, --accuracy-loss, --mean-tokens, --p95-seconds, or --exit-loss."
+    assert said in failure("router", "calibrate", "--bundle", "b")
 
 
 def test_a_base_without_a_chat_template(tiny_base: Path, tmp_path: Path) -> None:
