@@ -60,7 +60,7 @@ async def test_drafts_from_the_text(alone: dict[tuple[str, str], Any], tmp_path:
         assert await answers(url) == alone
         sampled = await answers(url, ("explicit",), temperature=0.6)
         metrics = httpx.get(f"{url}/metrics").text
-    right = [final_number(sampled["explicit", question.question][0]) == question.answer for question in QUESTIONS]
+    right = [final_number(sampled["explicit", question.question][0] or "") == question.answer for question in QUESTIONS]
     assert sum(right) >= len(right) - 2, "vLLM 0.32 samples nonsense here, unless its expansion of temperatures is mended"
     accepted = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", metrics, re.MULTILINE)
     assert accepted
