@@ -31,3 +31,9 @@ class Boundaries:
         """How long the chain is at the end of each of its steps, in tokens, without the blank after it."""
         found = (len(self.trimmed(token_ids[:at])) for at, token in enumerate(token_ids) if self.is_end(token))
         return sorted({length for length in found if length})
+
+
+def literal_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that are nothing but numbers, or one letter or sign: what stands for itself, and means nothing in between."""
+    texts = (text.strip() for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))
+    return [token for token, text in enumerate(texts) if text.isdigit() or len(text) == 1]

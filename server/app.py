@@ -64,7 +64,7 @@ async def create_app(
     mount_metrics(app)
     readiness.mount(app, engine, admission)
     mount_router(app, hybrid.router, bundle, settings.operator_key)
-    names = available_modes(bundle)
+    names = available_modes(bundle, can_mix=settings.soft_thinking)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
         console.mount(app, names, is_demo=settings.is_demo, explains=hybrid.can_explain)
@@ -107,17 +107,19 @@ def mount_metrics(app: FastAPI) -> None:
     app.routes.insert(0, Route("/metrics", metrics))
 
 
-def available_modes(bundle: Bundle | None) -> list[str]:
+def available_modes(bundle: Bundle | None, *, can_mix: bool) -> list[str]:
     manifest = bundle.manifest if bundle else None
     return modes.available(
-        can_think_latent=bool(manifest and manifest.reasoning_net), can_think_on=bool(manifest and manifest.thinks_on)
+        can_think_latent=bool(manifest and manifest.reasoning_net),
+        can_think_on=bool(manifest and manifest.thinks_on),
+        can_mix=can_mix,
     )
 
 
 async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | None) -> None:
     """Serve until a signal; raises with a message that says what to do when it cannot start, or when its engine dies."""
     args = parse_vllm_args(settings, vllm_flags, bundle)
-    names = available_modes(bundle)
+    names = available_modes(bundle, can_mix=settings.soft_thinking)
     if bundle and (audit := bundle.manifest.audit) and audit["verdict"] == "ornament":
         logger.warning(
             "The latents of %s are an ornament: answers are as right with others in their place (necessity %.2f, `latentserve "

@@ -30,7 +30,7 @@ async def _check(settings: Settings, bundle: Bundle, flags: list[str]) -> Readin
 
     readiness = Readiness()
     async with start_engine(parse_vllm_args(settings, flags, bundle), settings, bundle, Metrics()) as engine:
-        await readiness.check(engine, bundle, available_modes(bundle))
+        await readiness.check(engine, bundle, available_modes(bundle, can_mix=False))
     return readiness
 
 

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     exits: Exits = Field(
         "auto", description="Whose chains may end early: off; auto: mode auto's, by a calibrated rule; always: all."
     )
+    soft_thinking: bool = Field(False, description="Experimental: offer mode soft, which thinks in mixtures of tokens.")
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
     decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 from pydantic import NonNegativeFloat, PositiveInt
@@ -28,27 +28,37 @@ from reasoning_net.tasks import Example, Task, TaskSpec
 
 K = TypeVar("K")
 _MODES = ("direct", "latent", "latent+explicit", "explicit", "auto")
+_SOFT: dict[str, dict[str, Any]] = {
+    "gumbel": {"noise": "gumbel"}, "dirichlet": {"noise": "dirichlet", "noise_scale": 4.0}, "lead": {"switch": "lead"},
+}  # fmt: skip
+"""Arms of mode soft, beside numbers of tokens in a mixture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One row of the table: a mode, with a number of latents (those that have latents) or a budget of thinking tokens."""
+    """One row of the table: a mode, with a number of latents (those that have latents), a budget of thinking tokens, or a way
+    of mixing them (mode soft)."""
 
     mode: str
-    number: int | Literal["auto"] | None = None
+    number: int | str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
         mode, _, number = text.partition(":")
-        if mode == "latent" and number == "auto":
-            return cls(mode, "auto")
-        if mode not in _MODES or (number and not number.isdigit()) or (number and mode == "direct"):
-            raise StageError(f"{text!r} is no arm. Arms are {', '.join(_MODES)}; latent:64 and explicit:128 set a number.")
+        if (mode == "latent" and number == "auto") or (mode == "soft" and number in _SOFT):
+            return cls(mode, number)
+        if mode not in (*_MODES, "soft") or (number and not number.isdigit()) or (number and mode == "direct"):
+            raise StageError(
+                f"{text!r} is no arm. Arms are {', '.join(_MODES)}, soft; latent:64, explicit:128 and soft:10 set a number, "
+                f"{', '.join(f'soft:{name}' for name in _SOFT)} a way of mixing."
+            )
         return cls(mode, int(number) if number else None)
 
     def body(self) -> dict[str, Any]:
         if self.number is None:
             return {"mode": self.mode}
+        if self.mode == "soft":
+            return {"mode": self.mode, "soft": _SOFT.get(str(self.number), {"k": self.number})}
         field = "num_latent_tokens" if self.mode.startswith("latent") else "thinking_token_budget"
         return {"mode": self.mode, field: self.number}
 

@@ -43,7 +43,7 @@ class Setup(BaseModel):
 
 
 def mount(app: FastAPI, modes: list[str], *, is_demo: bool, explains: bool) -> None:
-    in_order = [mode for mode in ("direct", "latent", "latent+explicit", "explicit", "auto") if mode in modes]
+    in_order = [mode for mode in ("direct", "latent", "latent+explicit", "explicit", "soft", "auto") if mode in modes]
     setup = Setup(modes=in_order, explains=explains, examples=_demo_examples() if is_demo else _general_examples())
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

@@ -95,6 +95,17 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "--rest-share 0.2`, or use mode=auto, latent or explicit.",
             parameter="mode",
         )
+    if mode.needs_mixtures and not hybrid.can_mix:
+        raise VLLMValidationError(
+            f"mode={ask.mode} is experimental, and this server was started without --soft-thinking. Use mode=explicit.",
+            parameter="mode",
+        )
+    if ask.soft is not None and ask.soft.ends_thinking and hybrid.tags[1] is None:
+        raise VLLMValidationError(
+            "This base closes its thinking with several tokens, so nobody can close it in its place: leave switch and "
+            "cold_steps out.",
+            parameter="soft",
+        )
     if ask.explains and not hybrid.can_think_latent:
         raise VLLMValidationError(
             "This server has no reasoning network, so there are no latents to explain. Start it with --bundle and a bundle "
@@ -126,7 +137,7 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "prompt_logprobs needs mode=explicit: in the other modes the prompt is not all the client's.",
             parameter="prompt_logprobs",
         )
-    longest = hybrid.longest_layout(ask.num_latents, may_be_latent=ask.mode not in ("direct", "explicit"))
+    longest = hybrid.longest_layout(ask.num_latents, may_be_latent=ask.mode not in ("direct", "explicit", "soft"))
     if len(token_ids) + longest >= max_model_len:
         raise VLLMValidationError(
             f"The prompt has {len(token_ids)} tokens and mode={ask.mode} adds up to {longest}: more than the "

@@ -7,6 +7,7 @@ begun     both in one, where a latent answer is likely: its first token brings t
 
 import asyncio
 import math
+import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,7 +24,7 @@ from router.exits import ExitRule
 from router.policy import Decision, Limits, Mode, Scores
 from server.engine.exits import EarlyExit
 from server.engine.explain import Said, explain
-from server.engine.work import Forget, Overlay, Read, Think, Verdict, Work, to_extra_args
+from server.engine.work import Forget, Mix, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
 
@@ -71,6 +72,7 @@ class Passes:
         self._begun: AsyncGenerator[RequestOutput, None] | None = None  # an answer, from its first token on
         self.said: asyncio.Future[Said | None] | None = None
         """By the latents, where that was asked."""
+        self._mixed: Mix | None = None  # a chain in mixtures
         self._shared = len(question.token_ids)  # tokens of X that others may find in the prefix cache
         self._holds_permit = self._keeps_latents = self._finished = False
 
@@ -282,7 +284,7 @@ class Passes:
 
     def _exit_rule(self, decision: Decision, params: SamplingParams) -> ExitRule | None:
         """By which the chain may end before the model closes it; None where it may not. One answer has one chain."""
-        if decision.mode is not Mode.EXPLICIT or self.engine.hybrid.end_of_thinking is None:
+        if decision.mode is not Mode.EXPLICIT or self.engine.hybrid.end_of_thinking is None or self.ask.soft is not None:
             return None
         if params.n > 1 or params.logprobs is not None or params.output_kind is RequestOutputKind.CUMULATIVE:
             return None
@@ -313,6 +315,8 @@ class Passes:
                 self._finished = output.finished and not self._keeps_latents
                 if output.finished and self.said is not None and decision.mode.uses_latents:
                     await explain(self)
+                if output.finished and self._mixed is not None:
+                    record.mixed(await self.engine.how_it_was_mixed(self._mixed.key))
                 record.answered = time.perf_counter()
                 record.stages["answer"] = record.answered - started
                 yield output
@@ -365,6 +369,12 @@ class Passes:
             )
             if decision.mode.thinks_in_text and params.thinking_token_budget is not None:
                 params.thinking_token_budget += number  # vLLM counts from the open tag on
+        if self.ask.soft is not None and decision.mode is Mode.EXPLICIT:
+            start, seed = len(self.question.token_ids) + len(suffix), params.seed
+            self._mixed = work = Mix(
+                uuid.uuid4().hex, start, *self.engine.hybrid.tags, secrets.randbits(63) if seed is None else seed,
+                self.ask.soft.model_dump(),
+            )  # fmt: skip
         if work:
             params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         return self.question.prompt_with(suffix), params, options

@@ -11,6 +11,8 @@ from torch.nn.functional import cosine_similarity
 from vllm import SamplingParams
 
 from reasoning_net.bundle import Bundle
+from router.soft import SoftThinking
+from server.engine.modes import registered
 from server.engine.seam import HybridEngine
 from server.http.admission import Admission
 from server.observe.record import Ask, Record, current
@@ -61,7 +63,7 @@ class Readiness:
 
 
 async def _warm_up(engine: HybridEngine, prompt: list[int], mode: str) -> None:
-    current.set(Record(Ask(mode)))
+    current.set(Record(Ask(mode, soft=SoftThinking() if registered()[mode].needs_mixtures else None)))
     params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
     async for _ in engine.generate({"type": "token", "prompt_token_ids": prompt}, params, f"warm-up-{mode}"):
         pass

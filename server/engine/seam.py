@@ -18,7 +18,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reasoning_net.boundaries import Boundaries
+from reasoning_net.boundaries import Boundaries, literal_tokens
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
 from reasoning_net.lens import whole_numbers
@@ -62,6 +62,10 @@ class Hybrid:
     """Whose chains may end early, where a request does not say."""
     can_read_latents: bool
     """Whether some tokens of the base are whole numbers, which latents can be read by."""
+    can_mix: bool
+    """Whether chains may be thought in mixtures of tokens."""
+    tags: tuple[int | None, int | None]
+    """The one token that opens thinking, and the one that closes it; None where that is not one token."""
 
     @property
     def can_think_latent(self) -> bool:
@@ -156,7 +160,7 @@ class HybridEngine(AsyncLLM):
     async def install(
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
-        max_thinking_tokens: int | None = None, exits: Exits = "auto",
+        max_thinking_tokens: int | None = None, exits: Exits = "auto", soft_thinking: bool = False,
     ) -> None:  # fmt: skip
         """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -165,6 +169,7 @@ class HybridEngine(AsyncLLM):
         served = manifest.num_latent_tokens if manifest and manifest.num_latent_tokens else max_latents
         config = self.vllm_config.reasoning_config
         end = (config.natural_reasoning_end_token_ids if config else None) or [None]
+        start = (config.reasoning_start_token_ids if config else None) or [None]
         tokenizer = self.get_tokenizer()
         numbers = whole_numbers(tokenizer)
         self.hybrid = Hybrid(
@@ -181,6 +186,8 @@ class HybridEngine(AsyncLLM):
             end_of_thinking=end[-1],
             exits=exits,
             can_read_latents=bool(numbers),
+            can_mix=soft_thinking,
+            tags=(start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None),
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
@@ -190,7 +197,8 @@ class HybridEngine(AsyncLLM):
         metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)
-        await self.collective_rpc("latentserve_install", args=(numbers,))
+        literal = literal_tokens(tokenizer) if soft_thinking else []
+        await self.collective_rpc("latentserve_install", args=(numbers, literal))
         # The model runner takes our embeddings from here on; vLLM's front end shall take nobody's.
         self.model_config.enable_prompt_embeds = False
 
@@ -317,6 +325,11 @@ class HybridEngine(AsyncLLM):
         task = asyncio.ensure_future(ask())
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody awaits it
         return task
+
+    async def how_it_was_mixed(self, key: str) -> tuple[int, float, int] | None:
+        """Of a chain in mixtures: steps, their summed entropy in nats, switches."""
+        (result, *_) = await self.collective_rpc("latentserve_mixtures", args=(key,))
+        return tuple(result) if result else None
 
     def encode_suffix(self, text: str) -> list[int]:
         """What a chain starts with."""

@@ -97,6 +97,8 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     if args.served_model_name is None:
         args.served_model_name = [args.model]
     _refuse_unsupported(args)
+    if settings.soft_thinking and args.speculative_config:
+        raise ConfigurationError("--soft-thinking cannot be combined with --speculative-config: drafts are no mixtures.")
     if bundle and bundle.manifest.probe and bundle.manifest.probe.layers and not args.enforce_eager:
         raise ConfigurationError(
             "The bundle's probe reads earlier layers, which a compiled model does not give. Serve with --enforce-eager, or fit "
@@ -176,6 +178,7 @@ async def start_engine(
             shadow_share=settings.shadow_share,
             long_slots=settings.long_slots,
             exits=settings.exits,
+            soft_thinking=settings.soft_thinking,
             max_thinking_tokens=settings.max_thinking_tokens,
         )
         await engine.reset_mm_cache()

@@ -2,13 +2,14 @@
 
 A pass is one engine request. `Read` and `Overlay` name the latents by a key that only this server knows; `Forget` drops those
 that were computed and are not wanted. `Think` is both in one: its request is read up to the end of the question, and goes on
-with the latents that were computed there.
+with the latents that were computed there. `Mix` is for decoded tokens.
 """
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from router.policy import Scores
+from router.soft import SoftThinking
 
 WORK_KEY = "latentserve"
 
@@ -60,8 +61,28 @@ class Forget:
     key: str
 
 
-Work = Read | Overlay | Think | Forget
-_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget)}
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Think in mixtures of tokens: write them over the rows of decoded tokens, from `start` on, until thinking ends."""
+
+    kind: ClassVar = "mix"
+    key: str
+    start: int
+    """Length of the prompt."""
+    opening: int | None
+    closing: int | None
+    """The one token that thinking starts, and ends, with; None where there is no such token."""
+    seed: int
+    soft: dict[str, Any]
+    """`SoftThinking`, as it travels."""
+
+    @property
+    def settings(self) -> SoftThinking:
+        return SoftThinking.model_validate(self.soft)
+
+
+Work = Read | Overlay | Think | Forget | Mix
+_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget, Mix)}
 
 
 def to_extra_args(work: Work) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from router.exits import ExitRule
 from router.policy import Mode
 from router.router import Options
+from router.soft import SoftThinking
 from server.engine import modes
 from server.http.errors import BadRequestError
 from server.observe.record import Ask
@@ -32,7 +33,7 @@ _EFFORT = {
     "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
     "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
 }  # fmt: skip
-_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "explain", "timeout_seconds")
+_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "soft", "explain", "timeout_seconds")
 _MAX_ANSWERS = 128  # of one request, as OpenAI's
 _MAX_ID = 128
 _ALIKE = 0.7  # of a field's name to one of ours
@@ -105,7 +106,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
         raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
     explains = take_explain(body)
     if path == COMPLETIONS_PATH and wish.named is None:
-        others = (("router", body.get("router")), ("exit", body.get("exit")), ("explain", explains or None))
+        others = (*((name, body.get(name)) for name in ("router", "exit", "soft")), ("explain", explains or None))
         for name, value in (("num_latent_tokens", num_latents), *others):
             if value is not None:
                 raise BadRequestError(f"{name} needs a mode here: a raw completion has none.", name)
@@ -118,7 +119,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
             what = f"mode={wish.named}" if wish.named else "explain" if explains or path == EXPLAIN_PATH else "routing"
             raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
     mode = wish.mode(terms) if path != EXPLAIN_PATH else wish.latent_mode()
-    options, may_exit = take_options(body, mode), take_exit(body, mode)
+    options, may_exit, soft = take_options(body, mode), take_exit(body, mode), take_soft(body, mode)
     if options.early and not (path == CHAT_PATH and body.get("stream")):
         raise BadRequestError("router.early is for streamed chat completions.", "router")
     if path in AS_CHAT:
@@ -127,7 +128,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
     only_route, verifies = path == ROUTE_PATH, path == EXPLAIN_PATH
     return Ask(
         mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
-        exit=may_exit, only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
+        exit=may_exit, soft=soft, only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
     )  # fmt: skip
 
 
@@ -279,6 +280,20 @@ def take_exit(body: Body, mode: str) -> ExitRule | bool | None:
     if not isinstance(given, dict):
         raise BadRequestError('exit must be true, false, "auto", or a rule such as {"confidence": 0.95}.', "exit")
     return _validated(ExitRule, given, "exit")
+
+
+def take_soft(body: Body, mode: str) -> SoftThinking | None:
+    """The `soft` field, taken out of the body: how mode soft thinks."""
+    given = body.pop("soft", None)
+    if not modes.registered()[mode].needs_mixtures:
+        if given is not None:
+            raise BadRequestError(f"soft is for mode=soft, not {mode}.", "soft")
+        return None
+    if isinstance(body.get("n"), int) and body["n"] > 1:
+        raise BadRequestError(f"mode={mode} gives one answer a request, not n above 1.", "n")
+    if body.get("logprobs"):
+        raise BadRequestError(f"mode={mode} has no log-probabilities: what is written was not sampled.", "logprobs")
+    return _validated(SoftThinking, {} if given is None else given, "soft")
 
 
 def _validated(kind: type[M], given: object, param: str) -> M:

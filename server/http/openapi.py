@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from router.exits import ExitRule
 from router.router import Options
+from router.soft import SoftThinking
 from server.http.contract import CHAT_PATH, CHAT_PATHS, COMPLETIONS_PATH, EXPLAIN_PATH, ROUTE_PATH
 
 _NUMBER, _COUNT, _TEXT, _SWITCH = {"type": "number"}, {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
@@ -33,7 +34,8 @@ _ROUTE = {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
         "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
         "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": _COUNT,
-        "thinking_budget": _COUNT, "exit": {"type": "object"}, "trace": _TRACE, "decodability": _MAYBE,
+        "thinking_budget": _COUNT, "exit": {"type": "object"}, "soft": {"type": "object"}, "trace": _TRACE,
+        "decodability": _MAYBE,
     },
 }  # fmt: skip
 
@@ -62,6 +64,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "anyOf": [{"type": "boolean"}, {"const": "auto"}, {"$ref": "#/components/schemas/ExitRule"}],
             "description": "Whether a chain may end early, and by which rule.",
         },
+        "soft": {"$ref": "#/components/schemas/SoftThinking"},
     }
 
     def openapi() -> dict[str, Any]:
@@ -73,6 +76,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "Route": _ROUTE,
             "RouterOptions": Options.model_json_schema(),
             "ExitRule": ExitRule.model_json_schema(),
+            "SoftThinking": SoftThinking.model_json_schema(),
         }
         paths = document["paths"]
         for path in (*CHAT_PATHS, COMPLETIONS_PATH):

@@ -102,6 +102,7 @@ class Metrics:
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
         )
         self._exits = Counter("latentserve_exits", "Chains that ended before the model closed them, by why.", ["rule"])
+        self._soft_steps = Counter("latentserve_soft_steps", "Tokens of chains that were fed back as mixtures.")
         self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
         self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
         self._capacity = Gauge("latentserve_requests_capacity", "Answers that are admitted at most: more are refused with 429.")
@@ -183,6 +184,8 @@ class Metrics:
             self._tokens.labels(kind, mode).inc(max(0, count))
         if record.ending:
             self._exits.labels(record.ending).inc()
+        if record.soft:
+            self._soft_steps.inc(record.soft["steps"])
         if record.ask.mode == "auto":
             if record.score is not None:
                 self._score.labels(mode).observe(record.score)

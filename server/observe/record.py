@@ -15,6 +15,7 @@ from typing import Any
 from router.exits import Ending, ExitRule, Trial
 from router.policy import Decision, Mode, NumLatents, Policy, Scores
 from router.router import Options
+from router.soft import SoftThinking
 from server.http.errors import LatentserveError
 from server.http.quotas import Quota
 from server.observe.explanation import Explanation
@@ -35,6 +36,8 @@ class Ask:
     names_temperature: bool = False
     exit: ExitRule | bool | None = None
     """Whether, and by which rule, the chain may end early; None: as the server does it."""
+    soft: SoftThinking | None = None
+    """How a chain is thought in mixtures of tokens; None: in text."""
     only_route: bool = False
     """Read and decide, and generate nothing (`/v1/route`)."""
     explains: bool = False
@@ -54,7 +57,7 @@ class Ask:
     @property
     def must_think(self) -> bool:
         """Whether the answer is thought through in text, whatever is found out about the question."""
-        return self.mode in (Mode.EXPLICIT, Mode.LATENT_EXPLICIT) and not self.only_route
+        return (self.mode in (Mode.EXPLICIT, Mode.LATENT_EXPLICIT) or self.soft is not None) and not self.only_route
 
 
 @dataclass(slots=True)
@@ -97,6 +100,8 @@ class Record:
     """Answers that were forced along the chain."""
     ending: Ending | None = None
     """Why the chain ended before the model closed it."""
+    soft: dict[str, Any] | None = None
+    """How a chain in mixtures of tokens went."""
     is_running: bool = False
     """In the engine."""
     stages: dict[str, float] = field(
@@ -168,6 +173,12 @@ class Record:
         self.trials, self.ending = trials, ending
         self.discarded_tokens += sum(trial.tokens for trial in trials)
 
+    def mixed(self, summary: tuple[int, float, int] | None) -> None:
+        """A chain was thought in mixtures: steps, their summed entropy in nats, switches."""
+        if summary is not None:
+            steps, entropy, switches = summary
+            self.soft = {"steps": steps, "mean_entropy": _rounded(entropy / max(1, steps)), "switches": switches}
+
     async def close(self) -> None:
         """End what the engine still does for this request. Whoever was cancelled while it wrote to a client leaves the engine's
         outputs to the garbage collector, and permits with them."""
@@ -216,6 +227,8 @@ class Record:
                 "confidence": _rounded(self.trials[-1].mean),
             }
             shown["discarded_tokens"] = self.discarded_tokens
+        if self.soft is not None:
+            shown["soft"] = self.soft
         if self.policy is not None:
             shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
             if self.mode and self.mode.thinks_in_text and decision and decision.thinking_budget is not None:

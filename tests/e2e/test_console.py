@@ -15,7 +15,7 @@ from tests.e2e.test_modes import metric
 
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium (apt-get install chromium)")
 ANSWER_MS = 120_000
-MODES = ["direct", "latent", "latent+explicit", "explicit", "auto"]
+MODES = ["direct", "latent", "latent+explicit", "explicit", "soft", "auto"]
 
 
 @pytest.fixture(scope="module")

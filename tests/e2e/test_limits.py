@@ -315,3 +315,11 @@ async def test_no_key_finds_what_another_left_in_the_prefix_cache(ask: Any, aske
     assert await cached("free", cache_salt="x") == 0
     assert await cached("other", cache_salt="x") == 0
     assert await cached("other") > 0
+
+
+async def test_an_experimental_mode_is_offered_only_where_it_was_asked_for(
+    ask: Callable[..., Awaitable[httpx.Response]], asked: list[Question]
+) -> None:
+    refused = await ask(asked[0], mode="soft")
+    assert refused.status_code == 400
+    assert "--soft-thinking" in refused.json()["error"]["message"]

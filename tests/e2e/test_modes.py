@@ -387,4 +387,4 @@ def test_health_and_readiness(server: str) -> None:
     ready = httpx.get(f"{server}/ready").json()
     assert ready["ready"]
     assert ready["parity"] > 0.99
-    assert set(ready["warm_modes"]) == {"auto", "latent", "latent+explicit", "explicit", "direct"}
+    assert set(ready["warm_modes"]) == {"auto", "latent", "latent+explicit", "explicit", "direct", "soft"}

@@ -32,6 +32,8 @@ class ReasoningMode(ABC):
     """Whether a server without a reasoning network must refuse it."""
     needs_thinking_on: ClassVar[bool] = False
     """Whether the network must have been trained for thinking that goes on in text."""
+    needs_mixtures: ClassVar[bool] = False
+    """Whether a server must have been started with `--soft-thinking`."""
 
     def decide(self, run: "Passes", verdict: "Verdict") -> Decision:  # noqa: ARG002
         """What `/v1/route` shows. A named mode is never overruled."""
@@ -49,15 +51,18 @@ def registered() -> dict[str, ReasoningMode]:
     from server.engine.modes.direct import Direct
     from server.engine.modes.explicit import Explicit
     from server.engine.modes.latent import Latent, LatentExplicit
+    from server.engine.modes.soft import Soft
 
     others = (entry.load()() for entry in entry_points(group=_GROUP))
-    return {mode.name: mode for mode in (Auto(), Latent(), LatentExplicit(), Explicit(), Direct(), *others)}
+    return {mode.name: mode for mode in (Auto(), Latent(), LatentExplicit(), Explicit(), Direct(), Soft(), *others)}
 
 
-def available(*, can_think_latent: bool, can_think_on: bool) -> list[str]:
+def available(*, can_think_latent: bool, can_think_on: bool, can_mix: bool) -> list[str]:
     """The names of the modes that a server can answer in."""
     return [
         name
         for name, mode in registered().items()
-        if (can_think_latent or not mode.needs_latents) and (can_think_on or not mode.needs_thinking_on)
+        if (can_think_latent or not mode.needs_latents)
+        and (can_think_on or not mode.needs_thinking_on)
+        and (can_mix or not mode.needs_mixtures)
     ]

@@ -45,9 +45,10 @@ class HybridWorker(_Worker):
         logger.info("Hidden states take %.1f MiB beside the KV cache (%.1f %%).", available * share / 2**20, 100 * share)
         return int(available * (1 - share))
 
-    def latentserve_install(self, numbers: dict[int, int]) -> None:
-        """Hook into the model runner. Called once, before the first request. `numbers`: the tokens that are whole numbers."""
-        self.latentserve = Latents(self.model_runner, self.networks, numbers)
+    def latentserve_install(self, numbers: dict[int, int], literal: list[int]) -> None:
+        """Hook into the model runner. Called once, before the first request. `numbers`: the tokens that are whole numbers;
+        `literal`: those that are single letters, digits or signs."""
+        self.latentserve = Latents(self.model_runner, self.networks, numbers, literal)
         self.latentserve_hooks = Hooks(self.model_runner, self.latentserve)
 
     def latentserve_drop(self, key: str) -> None:
@@ -62,6 +63,10 @@ class HybridWorker(_Worker):
         """What the latents of a pass that `explains` say: a whole number a row, its probability, and the seconds that it took
         to find out. Given once; None where there is nothing to give."""
         return self.latentserve.reader.readings.pop(key, None)
+
+    def latentserve_mixtures(self, key: str) -> tuple[int, float, int] | None:
+        """How a chain in mixtures went: steps in mixtures, their summed entropy in nats, switches. Given once."""
+        return self.latentserve.mixtures.summary(key)
 
     def latentserve_inspect(self, key: str) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d), and z (N, d) where there is a network, of a `Read` that asked to keep them."""

@@ -5,7 +5,7 @@ from three methods of the first one:
 
     _update_states   add_request, remove_request
     _model_forward   before: prepare_inputs_embeds; after: read_hidden_states
-    _sample          before: the reserved token is masked, for every request; after: write_samples
+    _sample          before: the reserved token is masked, for every request, and prepare_logits; after: write_samples
 
 The schedulers keep blocks that hold overlaid rows to the request that made them, and end a step of a `Think` request where its
 question ends. `check_vllm` says in one sentence what an
@@ -32,7 +32,7 @@ from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.engine.errors import ConfigurationError
-from server.engine.work import Overlay, Think, Work, work_of
+from server.engine.work import Mix, Overlay, Think, Work, work_of
 from server.engine.worker.lifetime import follow_parent
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ class RowState(Protocol):
     def read_hidden_states(self, rows: list[Row], hidden_states: Tensor) -> None:
         """The states of all tokens of a step, (1 + L, T, d); and which rows are ours."""
 
+    def prepare_logits(self, rows: list[Row], logits: Tensor) -> None:
+        """Of the rows whose sampled token counts; one row of logits a request."""
+
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None: ...
 
 
@@ -140,6 +143,9 @@ class Hooks:
             if logits is not None and self._state.placeholder is not None:
                 logits[:, self._state.placeholder] = -torch.inf
             self._set_generators_aside()
+            if self._rows and logits is not None:
+                discarded = self._runner.discard_request_mask.np
+                self._state.prepare_logits([row for row in self._rows if not discarded[row.index]], logits)
             output = sample(logits, *args, **kwargs)
             if self._rows:
                 self._state.write_samples(self._rows, output)
@@ -224,9 +230,9 @@ def expand_batch_to_tokens(
 class _Hybrid:
     """Mixed into vLLM's schedulers.
 
-    A block that holds overlaid rows, and all after it, are hashed with the latents' key: overlaid rows are no function of their
-    ids, so nobody else may find them in the prefix cache. X before them is shared. Of a `Think` request the block with X's
-    last token, too, is its own: so that token is always computed, in a step that ends with it.
+    A block that holds overlaid rows, and all after it, are hashed with the key of their work: overlaid rows are no function of
+    their ids, so nobody else may find them in the prefix cache. X before them is shared. Of a `Think` request the block with
+    X's last token, too, is its own: so that token is always computed, in a step that ends with it.
     """
 
     hash_block_size: int
@@ -239,8 +245,8 @@ class _Hybrid:
 
     def add_request(self, request: Request) -> None:
         work = work_of(request.sampling_params.extra_args if request.sampling_params else None)
-        if isinstance(work, Overlay | Think) and request._block_hasher is not None:
-            first = (work.start if isinstance(work, Overlay) else work.length - 1) // self.hash_block_size
+        if isinstance(work, Overlay | Think | Mix) and request._block_hasher is not None:
+            first = (work.length - 1 if isinstance(work, Think) else work.start) // self.hash_block_size
             request._block_hasher = private_hasher(request._block_hasher, first, work.key)
             del request.block_hashes[first:]
             request.update_block_hashes()

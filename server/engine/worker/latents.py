@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from server.engine.work import Forget, Overlay, Read, Think, Work
+from server.engine.work import Forget, Mix, Overlay, Read, Think, Work
 from server.engine.worker.hooks import Row
+from server.engine.worker.mixtures import Mixtures
 from server.engine.worker.networks import Networks
 from server.engine.worker.read import Reader
 
@@ -51,17 +52,17 @@ class Store:
 
 
 class Latents:
-    """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` rows are written, `Think` rows both."""
+    """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` and `Mix` rows are written, `Think` rows both."""
 
-    def __init__(self, runner: "GPUModelRunner", networks: Networks, numbers: dict[int, int]) -> None:
-        self.store = Store()
+    def __init__(self, runner: "GPUModelRunner", networks: Networks, numbers: dict[int, int], literal: list[int]) -> None:
+        self.store, self.mixtures = Store(), Mixtures(runner, literal)
         self.reader = Reader(runner, networks, numbers, self.store.put)
         self.placeholder = networks.manifest.layout.placeholder_token_id if networks.manifest else None
         self.layers, self.reads_all = self.reader.layers, self.reader.has_pages
         self._lost: set[str] = set()  # requests whose latents were missing in some step
 
     def counts(self) -> dict[str, int]:
-        return {"latents": len(self.store), **self.reader.counts()}
+        return {"latents": len(self.store), "mixtures": len(self.mixtures), **self.reader.counts()}
 
     def add_request(self, work: Work) -> None:
         if isinstance(work, Overlay):
@@ -72,13 +73,18 @@ class Latents:
     def remove_request(self, request_id: str, work: Work) -> None:
         self._lost.discard(request_id)
         self.reader.forget(request_id)
+        self.mixtures.forget(request_id)
         if isinstance(work, Overlay):
             self.store.end(work)
         elif isinstance(work, Think):
             self.store.drop(work.key)
 
     def prepare_inputs_embeds(self, rows: list[Row], inputs_embeds: Tensor | None) -> None:
-        """Write z over the placeholder rows that this step computes (all of them, or a chunk, or those of a recomputation)."""
+        """Write z over the placeholder rows that this step computes (all of them, or a chunk, or those of a recomputation), and
+        mixtures over those of decoded tokens."""
+        if mixed := [row for row in rows if isinstance(row.work, Mix)]:
+            assert inputs_embeds is not None, "the engine runs with --enable-prompt-embeds"
+            self.mixtures.write(mixed, inputs_embeds)
         for row in rows:
             work = row.work
             if not isinstance(work, Overlay | Think):
@@ -106,9 +112,14 @@ class Latents:
         to_read = isinstance(row.work, Read) or (isinstance(row.work, Think) and self.store.get(row.work.key) is None)
         return to_read and row.computed < row.question_length <= row.reached
 
+    def prepare_logits(self, rows: list[Row], logits: Tensor) -> None:
+        if mixed := [row for row in rows if isinstance(row.work, Mix)]:
+            self.mixtures.mix(mixed, logits)
+
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Verdicts into their rows' log-probabilities; the reserved token, which nobody samples, where latents were lost."""
         for row in rows:
             if row.request_id in self._lost:
                 output.sampled_token_ids[row.index] = self.placeholder
         self.reader.write_verdicts(rows, output)
+        self.mixtures.keep(output.sampled_token_ids)

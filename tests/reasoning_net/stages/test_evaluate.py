@@ -10,6 +10,8 @@ from reasoning_net.stages.evaluate import Arm, EvalConfig, Graded, main, summari
 def test_arms() -> None:
     assert Arm.parse("latent:64").body() == {"mode": "latent", "num_latent_tokens": 64}
     assert Arm.parse("explicit:128").body() == {"mode": "explicit", "thinking_token_budget": 128}
+    assert Arm.parse("soft:5").body() == {"mode": "soft", "soft": {"k": 5}}
+    assert Arm.parse("soft:lead").body() == {"mode": "soft", "soft": {"switch": "lead"}}
     assert Arm.parse("auto").body() == {"mode": "auto"}
     for wrong in ("fast", "latent:x", "direct:3"):
         with pytest.raises(StageError, match="is no arm"):

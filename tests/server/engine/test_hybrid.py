@@ -25,6 +25,7 @@ from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
 from router.probe_config import rung
 from router.router import Router
+from router.soft import SoftThinking
 from server.engine.seam import HybridEngine
 from server.engine.shadow import Shadows
 from server.engine.start import hybrid_config
@@ -53,18 +54,19 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
     )
     engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle))
     router = Router(bundle.manifest.calibration)
-    await engine.install(bundle, bundle.manifest.layout.token_ids(base.tokenizer), router, metrics, num_latents=NUM_LATENTS)
+    layout = bundle.manifest.layout.token_ids(base.tokenizer)
+    await engine.install(bundle, layout, router, metrics, num_latents=NUM_LATENTS, soft_thinking=True)
     yield engine
     engine.shutdown()
 
 
 async def generate(
-    engine: HybridEngine, token_ids: list[int], mode: Mode, name: str, **params: Any
+    engine: HybridEngine, token_ids: list[int], mode: Mode | Ask, name: str, **params: Any
 ) -> tuple[Record, list[int]]:
     """Greedy; in a task of its own, so that each request has its own record."""
 
     async def run() -> tuple[Record, list[int]]:
-        record = Record(Ask(mode))
+        record = Record(mode if isinstance(mode, Ask) else Ask(mode))
         current.set(record)
         options = {"max_tokens": MAX_TOKENS, "temperature": 0, "output_kind": RequestOutputKind.FINAL_ONLY} | params
         async for output in engine.generate({"type": "token", "prompt_token_ids": token_ids}, SamplingParams(**options), name):
@@ -392,3 +394,83 @@ async def test_parameters_that_would_hurt_are_refused(
         with pytest.raises(VLLMValidationError) as caught:
             await generate(engine, prompts[0], Mode(mode), "label \ud800", **params)
         assert caught.value.parameter == name
+
+
+def soft(**fields: Any) -> Ask:
+    return Ask("soft", soft=SoftThinking(**fields))
+
+
+async def test_a_mixture_of_one_token_is_greedy_decoding(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    """Also where requests are preempted and compute their rows again."""
+    plain = [
+        await generate(engine, token_ids, Mode.EXPLICIT, f"plain-{i}", max_tokens=64)
+        for i, token_ids in enumerate(prompts[:16])
+    ]
+    preempted = await preemptions(engine)
+    crowd = [generate(engine, prompts[i], Mode.EXPLICIT, f"soft-crowd-{i}", max_tokens=200, ignore_eos=True) for i in range(12)]
+    mixed = (generate(engine, prompts[i], soft(k=1), f"soft-{i}", max_tokens=64) for i in range(16))
+    answers = await asyncio.gather(*crowd, *mixed)
+    assert await preemptions(engine) > preempted, "the cache was large enough: this test tests nothing"
+    for (_, greedy), (record, tokens) in zip(plain, answers[len(crowd) :], strict=True):
+        assert tokens == greedy
+        assert record.mode is Mode.EXPLICIT
+        assert record.soft["mean_entropy"] == 0
+        assert record.soft["steps"] == record.thinking_tokens - record.chain_has_ended
+
+
+WIDE = {"temperature": 2.0, "top_p": 1.0, "min_p": 0.0}
+"""Mixtures of a base that is nearly always sure."""
+
+
+async def test_mixtures_equal_those_of_transformers(engine: HybridEngine, prompts: list[list[int]], base: FrozenBase) -> None:
+    ask, wanted = soft(k=5, **WIDE), [mixed_by_transformers(base, token_ids, 5) for token_ids in prompts[:4]]
+    alone = [await generate(engine, prompts[0], ask, "mixed-alone")]
+    together = await asyncio.gather(*(generate(engine, prompts[i % 4], ask, f"mixed-{i}") for i in range(24)))
+    for want, (record, tokens) in zip([wanted[0], *(wanted[i % 4] for i in range(24))], [*alone, *together], strict=True):
+        assert tokens == want
+        assert record.soft["mean_entropy"] > 0.1
+
+
+def mixed_by_transformers(base: FrozenBase, token_ids: list[int], k: int) -> list[int]:
+    prompt, written = base.read([token_ids]), list[int]()
+    state = prompt.hidden_states[:, -1]
+    for _ in range(MAX_TOKENS):
+        weights, ids = (base.model.lm_head(state)[0] / WIDE["temperature"]).softmax(-1).topk(k)
+        written.append(int(ids[0]))
+        row = (base.embed(ids) * (weights / weights.sum())[:, None]).sum(0)[None, None]
+        states, prompt = base.read_on(prompt, row, prompt.mask.new_ones(1, 1))
+        state = states[:, -1]
+    return written
+
+
+async def test_nobody_finds_mixtures_in_the_prefix_cache(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase
+) -> None:
+    """Their rows are no function of the tokens that were written."""
+    token_ids = [*prompts[20], *prompts[21]]
+    _, written = await generate(engine, token_ids, soft(k=5, **WIDE), "kept-apart", max_tokens=96, ignore_eos=True)
+    conversation = [*token_ids, *written]
+    record, tokens = await generate(engine, conversation, Mode.EXPLICIT, "reads-on", max_tokens=8)
+    assert record.cached_tokens <= len(token_ids)
+    expected = base.generate(base.read([conversation]), base.embed(torch.empty(1, 0, dtype=torch.long)), 8)[0]
+    assert tokens[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("noise", ["gumbel", "dirichlet"])
+async def test_noise_is_of_the_requests_seed(engine: HybridEngine, prompts: list[list[int]], noise: str) -> None:
+    ask = soft(k=5, noise=noise, noise_scale=1.0, **WIDE)
+    one, again, other = [await generate(engine, prompts[3], ask, f"{noise}-{i}", seed=seed) for i, seed in enumerate((1, 1, 2))]
+    assert one[1] == again[1]
+    assert one[0].soft["mean_entropy"] == again[0].soft["mean_entropy"] != other[0].soft["mean_entropy"]
+
+
+async def test_thinking_goes_to_text_and_back_by_entropy_and_ends(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    ask = soft(switch="lead", window=1, max_returns=2, **WIDE)
+    record, _ = await generate(engine, prompts[5], ask, "lead", max_tokens=200)
+    assert record.soft["switches"] == 5, "into text three times, the third of which ends thinking"
+    assert 0 < record.soft["steps"] < record.thinking_tokens
+    assert record.chain_has_ended
+    cold, _ = await generate(engine, prompts[5], soft(cold_entropy=9.0, cold_steps=7, **WIDE), "cold", max_tokens=200)
+    assert cold.thinking_tokens == 7
+    (state, *_) = await engine.collective_rpc("latentserve_state")
+    assert state["mixtures"] <= 1
