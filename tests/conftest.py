@@ -35,6 +35,7 @@ NUM_LATENTS = Manifest.read(DEMO_BUNDLE).num_latent_tokens
 def pytest_configure(config: pytest.Config) -> None:
     """Nothing is downloaded. Each of two workers takes a core: engines of two threads each would wait for each other."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with it ignored
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         torch.set_num_threads(1)

@@ -196,7 +196,8 @@ class Mixtures:
             return
         self._step, state, knobs = None, step.state, step.knobs
         sampled = sampled_token_ids[step.index, 0].long()
-        mixed, closes = step.mixed & (sampled == step.largest), sampled == knobs.closing.long()
+        closes = sampled == knobs.closing.long()
+        mixed = step.mixed & (sampled == step.largest) & ~closes
         alone = torch.zeros_like(step.weights)
         alone[:, 0] = 1
         ids = torch.where(mixed[:, None], step.ids, sampled[:, None])

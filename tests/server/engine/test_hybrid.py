@@ -51,6 +51,7 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         num_gpu_blocks_override=48,
         max_num_batched_tokens=96,
         max_num_seqs=32,
+        reasoning_parser="qwen3",
     )
     engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle))
     router = Router(bundle.manifest.calibration)
@@ -428,7 +429,7 @@ async def test_mixtures_equal_those_of_transformers(engine: HybridEngine, prompt
     together = await asyncio.gather(*(generate(engine, prompts[i % 4], ask, f"mixed-{i}") for i in range(24)))
     for want, (record, tokens) in zip([wanted[0], *(wanted[i % 4] for i in range(24))], [*alone, *together], strict=True):
         assert tokens == want
-        assert record.soft["mean_entropy"] > 0.1
+        assert record.soft["mean_entropy"] > 0.03
 
 
 def mixed_by_transformers(base: FrozenBase, token_ids: list[int], k: int) -> list[int]:
