@@ -15,6 +15,8 @@ from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.manifest import Manifest
 from reasoning_net.options import HOST, PORT
 from router.exits import Exits
+from router.helper import HelpRule
+from router.helper import Policy as HelpPolicy
 from router.policies.named import Name
 from router.policy import Mode, NumLatents
 from router.router import Router
@@ -42,6 +44,11 @@ class Settings(BaseSettings):
     exits: Exits = Field(
         "auto", description="Whose chains may end early: off; auto: mode auto's, by a calibrated rule; always: all."
     )
+    helper: str | None = Field(None, description="A stronger model's server, which writes some steps of chains in text.")
+    helper_model: str | None = Field(None, description="Its name there; the first by default.")
+    helper_key: SecretStr | None = Field(None, description="Its API key.")
+    helper_policy: HelpPolicy = Field("glimp", description="Which steps: glimp, by entropy; reflect, by words; random.")
+    helper_share: float = Field(0.2, ge=0, le=1, description="Of the steps, at most.")
     soft_thinking: bool = Field(False, description="Experimental: offer mode soft, which thinks in mixtures of tokens.")
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
@@ -104,6 +111,10 @@ class Settings(BaseSettings):
         """With the lines of a `--config` file that are ours, where neither a flag nor the environment says otherwise."""
         ours = {name: value for key, value in file.items() if (name := key.replace("-", "_")) in type(self).model_fields}
         return Settings(**(ours | self.model_dump(exclude_unset=True)))
+
+    @property
+    def help_rule(self) -> HelpRule:
+        return HelpRule(policy=self.helper_policy, share=self.helper_share)
 
     def router(self, manifest: Manifest | None) -> Router:
         """Raises `RouterError` for a policy that this bundle cannot have."""

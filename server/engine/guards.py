@@ -106,6 +106,10 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "cold_steps out.",
             parameter="soft",
         )
+    if ask.help and hybrid.help is None:
+        raise VLLMValidationError(
+            "This server has no helper: start it with --helper URL, or leave helper out.", parameter="helper"
+        )
     if ask.explains and not hybrid.can_think_latent:
         raise VLLMValidationError(
             "This server has no reasoning network, so there are no latents to explain. Start it with --bundle and a bundle "

@@ -21,9 +21,11 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from router.exits import ExitRule
+from router.helper import HelpRule
 from router.policy import Decision, Limits, Mode, Scores
 from server.engine.exits import EarlyExit
 from server.engine.explain import Said, explain
+from server.engine.helper import Helped
 from server.engine.work import Forget, Mix, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
@@ -269,6 +271,8 @@ class Passes:
             prompt, prepared, options = self._prepare(decision, params)
             if rule := self._exit_rule(decision, params):
                 written = _in_form(EarlyExit(self, rule, prompt, prepared, options).outputs(), params)
+            elif (helper := self.engine.helper) and (help_rule := self._help_rule(decision, params)):
+                written = _in_form(Helped(self, helper, help_rule, prompt, prepared, options).outputs(), params)
             else:
                 written = self.ask_engine(prompt, prepared, options)
             outputs = self._generated(decision, written)
@@ -289,6 +293,17 @@ class Passes:
         if params.n > 1 or params.logprobs is not None or params.output_kind is RequestOutputKind.CUMULATIVE:
             return None
         return self.engine.hybrid.exit_rule(self.ask)
+
+    def _help_rule(self, decision: Decision, params: SamplingParams) -> HelpRule | None:
+        """By which a stronger model writes steps of the chain; None where it does not: nobody wants it, the chain is not one
+        text of our own engine's, or the question is sure to be answered without."""
+        rule = self.engine.hybrid.help_rule(self.ask)
+        if rule is None or decision.mode is not Mode.EXPLICIT or self.engine.hybrid.end_of_thinking is None:
+            return None
+        if params.n > 1 or params.logprobs is not None or params.output_kind is RequestOutputKind.CUMULATIVE:
+            return None
+        sure = self.record.scores.explicit if self.record.scores else None
+        return None if sure is not None and sure >= rule.sure else rule
 
     def _may_be_long(self, decision: Decision) -> bool:
         """Whether this is a chain that nobody predicted to be an ordinary one."""

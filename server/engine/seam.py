@@ -23,11 +23,13 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.layout import LayoutIds
 from reasoning_net.lens import whole_numbers
 from router.exits import ExitRule, Exits
+from router.helper import HelpRule
 from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
 from server.engine import modes
 from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
+from server.engine.helper import Helper
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
 from server.engine.work import Read, Verdict
@@ -64,6 +66,8 @@ class Hybrid:
     """Whether some tokens of the base are whole numbers, which latents can be read by."""
     can_mix: bool
     """Whether chains may be thought in mixtures of tokens."""
+    help: HelpRule | None
+    """By which a helper writes steps of chains, where a request does not say; None without one."""
     tags: tuple[int | None, int | None]
     """The one token that opens thinking, and the one that closes it; None where that is not one token."""
 
@@ -101,6 +105,12 @@ class Hybrid:
             return found if ask.mode == Mode.AUTO else None
         may = self.exits == "always" if ask.exit is None else ask.exit
         return (found or ExitRule()) if may else None
+
+    def help_rule(self, ask: Ask) -> HelpRule | None:
+        """By which a helper writes steps of a chain: the request's, or the server's."""
+        if ask.soft is not None or ask.help is False:
+            return None
+        return ask.help if isinstance(ask.help, HelpRule) else self.help
 
     def after_chain(self, token_ids: list[int]) -> list[int]:
         """Of an answer: what follows a chain, if there is one."""
@@ -155,12 +165,15 @@ class HybridEngine(AsyncLLM):
     slots: Slots
     load: Callable[[], float] = staticmethod(lambda: 0.0)
     """Share of the room for requests that is taken, as the wire counts."""
+    helper: Helper | None = None
+    """A stronger model, on another server."""
     _shadows: Shadows | None = None
 
     async def install(
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
         max_thinking_tokens: int | None = None, exits: Exits = "auto", soft_thinking: bool = False,
+        helper: Helper | None = None,
     ) -> None:  # fmt: skip
         """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -187,12 +200,13 @@ class HybridEngine(AsyncLLM):
             exits=exits,
             can_read_latents=bool(numbers),
             can_mix=soft_thinking,
+            help=helper.rule if helper else None,
             tags=(start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None),
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
         self.slots = Slots(long_slots or max(1, self.vllm_config.scheduler_config.max_num_seqs // 2))
-        self._max_thinking = max_thinking_tokens
+        self._max_thinking, self.helper = max_thinking_tokens, helper
         metrics.watch_drift(lambda: router.drift.psi)
         metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
         if shadow_share:

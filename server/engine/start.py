@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
-from transformers import AutoTokenizer
+import httpx
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
@@ -17,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
 from server.engine.errors import ConfigurationError
+from server.engine.helper import Helper
 from server.engine.seam import HybridEngine
 from server.engine.worker.networks import with_bundle
 from server.observe.metrics import Metrics
@@ -130,6 +132,19 @@ def add_aliases(args: Namespace, modes: Sequence[str]) -> None:
     args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
 
 
+async def start_helper(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Helper | None:
+    """The server that `--helper` names. Raises `ConfigurationError` where it is not there."""
+    if settings.helper is None:
+        return None
+    key = settings.helper_key.get_secret_value() if settings.helper_key else None
+    helper = Helper(settings.helper, settings.helper_model, key, settings.help_rule, tokenizer)
+    try:
+        await helper.start()
+    except (httpx.HTTPError, LookupError, ValueError) as error:
+        raise ConfigurationError(f"--helper {settings.helper} cannot be asked for its model: {error}") from error
+    return helper
+
+
 _WORKERS = {
     "vllm.v1.worker.cpu_worker.CPUWorker": "server.engine.worker.cpu.HybridCpuWorker",
     "vllm.v1.worker.gpu_worker.Worker": "server.engine.worker.cuda.HybridGpuWorker",
@@ -160,6 +175,8 @@ async def start_engine(
     """The engine with the bundle installed in its worker; shut down on exit."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = hybrid_config(engine_args, bundle)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
+    helper = await start_helper(settings, tokenizer)
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
@@ -168,7 +185,6 @@ async def start_engine(
     )
     try:
         layout = bundle.manifest.layout if bundle else Layout()
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
         await engine.install(
             bundle,
             layout.token_ids(tokenizer),
@@ -179,11 +195,14 @@ async def start_engine(
             long_slots=settings.long_slots,
             exits=settings.exits,
             soft_thinking=settings.soft_thinking,
+            helper=helper,
             max_thinking_tokens=settings.max_thinking_tokens,
         )
         await engine.reset_mm_cache()
         yield engine
     finally:
+        if helper is not None:
+            await helper.close()
         if engine.output_handler is not None:
             engine.output_handler.cancel()  # it would take this end for an error
         await asyncio.to_thread(engine.shutdown, max(config.shutdown_timeout, _END_SECONDS))

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from router.exits import ExitRule
+from router.helper import HelpRule
 from router.policy import Mode
 from router.router import Options
 from router.soft import SoftThinking
@@ -33,7 +34,7 @@ _EFFORT = {
     "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
     "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
 }  # fmt: skip
-_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "soft", "explain", "timeout_seconds")
+_OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "helper", "soft", "explain", "timeout_seconds")
 _MAX_ANSWERS = 128  # of one request, as OpenAI's
 _MAX_ID = 128
 _ALIKE = 0.7  # of a field's name to one of ours
@@ -106,7 +107,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
         raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
     explains = take_explain(body)
     if path == COMPLETIONS_PATH and wish.named is None:
-        others = (*((name, body.get(name)) for name in ("router", "exit", "soft")), ("explain", explains or None))
+        others = (*((name, body.get(name)) for name in ("router", "exit", "helper", "soft")), ("explain", explains or None))
         for name, value in (("num_latent_tokens", num_latents), *others):
             if value is not None:
                 raise BadRequestError(f"{name} needs a mode here: a raw completion has none.", name)
@@ -120,6 +121,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
             raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
     mode = wish.mode(terms) if path != EXPLAIN_PATH else wish.latent_mode()
     options, may_exit, soft = take_options(body, mode), take_exit(body, mode), take_soft(body, mode)
+    may_help = take_help(body, mode, exits=bool(may_exit))
     if options.early and not (path == CHAT_PATH and body.get("stream")):
         raise BadRequestError("router.early is for streamed chat completions.", "router")
     if path in AS_CHAT:
@@ -128,7 +130,8 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
     only_route, verifies = path == ROUTE_PATH, path == EXPLAIN_PATH
     return Ask(
         mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
-        exit=may_exit, soft=soft, only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
+        exit=may_exit, help=may_help, soft=soft,
+        only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
     )  # fmt: skip
 
 
@@ -280,6 +283,26 @@ def take_exit(body: Body, mode: str) -> ExitRule | bool | None:
     if not isinstance(given, dict):
         raise BadRequestError('exit must be true, false, "auto", or a rule such as {"confidence": 0.95}.', "exit")
     return _validated(ExitRule, given, "exit")
+
+
+def take_help(body: Body, mode: str, *, exits: bool) -> HelpRule | bool | None:
+    """The `helper` field, taken out of the body: a rule, whether a helper may write steps by the server's, or nothing."""
+    given = body.pop("helper", None)
+    if given is None or given is False:
+        return given
+    if mode not in (Mode.AUTO, Mode.EXPLICIT):
+        raise BadRequestError(f"helper is for chains in text: mode=explicit or auto, not {mode}.", "helper")
+    if exits:
+        raise BadRequestError("helper cannot be combined with exit: trials are of one model's chain.", "helper")
+    if isinstance(body.get("n"), int) and body["n"] > 1:
+        raise BadRequestError("helper is for one answer a request, not n above 1: each has a chain of its own.", "helper")
+    if body.get("logprobs"):
+        raise BadRequestError("helper cannot be combined with log-probabilities: the helper's are not known.", "helper")
+    if given is True:
+        return True
+    if not isinstance(given, dict):
+        raise BadRequestError('helper must be true, false, or a rule such as {"policy": "glimp", "share": 0.2}.', "helper")
+    return _validated(HelpRule, given, "helper")
 
 
 def take_soft(body: Body, mode: str) -> SoftThinking | None:

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from router.exits import ExitRule
+from router.helper import HelpRule
 from router.router import Options
 from router.soft import SoftThinking
 from server.http.contract import CHAT_PATH, CHAT_PATHS, COMPLETIONS_PATH, EXPLAIN_PATH, ROUTE_PATH
@@ -34,7 +35,8 @@ _ROUTE = {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
         "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
         "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": _COUNT,
-        "thinking_budget": _COUNT, "exit": {"type": "object"}, "soft": {"type": "object"}, "trace": _TRACE,
+        "thinking_budget": _COUNT, "exit": {"type": "object"}, "soft": {"type": "object"}, "helper": {"type": "object"},
+        "trace": _TRACE,
         "decodability": _MAYBE,
     },
 }  # fmt: skip
@@ -64,6 +66,10 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "anyOf": [{"type": "boolean"}, {"const": "auto"}, {"$ref": "#/components/schemas/ExitRule"}],
             "description": "Whether a chain may end early, and by which rule.",
         },
+        "helper": {
+            "anyOf": [{"type": "boolean"}, {"$ref": "#/components/schemas/HelpRule"}],
+            "description": "Whether a stronger model writes steps of a chain, and by which rule.",
+        },
         "soft": {"$ref": "#/components/schemas/SoftThinking"},
     }
 
@@ -76,6 +82,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "Route": _ROUTE,
             "RouterOptions": Options.model_json_schema(),
             "ExitRule": ExitRule.model_json_schema(),
+            "HelpRule": HelpRule.model_json_schema(),
             "SoftThinking": SoftThinking.model_json_schema(),
         }
         paths = document["paths"]

@@ -102,6 +102,10 @@ class Metrics:
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
         )
         self._exits = Counter("latentserve_exits", "Chains that ended before the model closed them, by why.", ["rule"])
+        self._helper_steps = Counter(
+            "latentserve_helper_steps", "Steps of chains that a helper might write, by who did; failed: asked in vain.", ["by"]
+        )
+        self._helper_tokens = Counter("latentserve_helper_tokens", "Tokens of chains that a helper wrote.")
         self._soft_steps = Counter("latentserve_soft_steps", "Tokens of chains that were fed back as mixtures.")
         self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
         self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
@@ -184,6 +188,15 @@ class Metrics:
             self._tokens.labels(kind, mode).inc(max(0, count))
         if record.ending:
             self._exits.labels(record.ending).inc()
+        if record.help:
+            helped = sum(record.help.helped)
+            for writer, steps in (
+                ("helper", helped),
+                ("own", len(record.help.helped) - helped),
+                ("failed", record.help.failed),
+            ):
+                self._helper_steps.labels(writer).inc(steps)
+            self._helper_tokens.inc(record.help.tokens)
         if record.soft:
             self._soft_steps.inc(record.soft["steps"])
         if record.ask.mode == "auto":

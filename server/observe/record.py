@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from router.exits import Ending, ExitRule, Trial
+from router.helper import Help, HelpRule
 from router.policy import Decision, Mode, NumLatents, Policy, Scores
 from router.router import Options
 from router.soft import SoftThinking
@@ -36,6 +37,8 @@ class Ask:
     names_temperature: bool = False
     exit: ExitRule | bool | None = None
     """Whether, and by which rule, the chain may end early; None: as the server does it."""
+    help: HelpRule | bool | None = None
+    """Whether, and by which rule, a helper writes steps of the chain; None: as the server does it."""
     soft: SoftThinking | None = None
     """How a chain is thought in mixtures of tokens; None: in text."""
     only_route: bool = False
@@ -100,6 +103,8 @@ class Record:
     """Answers that were forced along the chain."""
     ending: Ending | None = None
     """Why the chain ended before the model closed it."""
+    help: Help | None = None
+    """That the chain got from another server."""
     soft: dict[str, Any] | None = None
     """How a chain in mixtures of tokens went."""
     is_running: bool = False
@@ -226,6 +231,9 @@ class Record:
                 "trial_tokens": sum(trial.tokens for trial in self.trials),
                 "confidence": _rounded(self.trials[-1].mean),
             }
+            shown["discarded_tokens"] = self.discarded_tokens
+        if self.help is not None:
+            shown["helper"] = self.help.public()
             shown["discarded_tokens"] = self.discarded_tokens
         if self.soft is not None:
             shown["soft"] = self.soft

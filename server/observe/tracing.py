@@ -50,6 +50,8 @@ class Trace:
                     parts = (("network", record.stages["network"]), ("probe", record.stages["probe"]))
                     span.set_attributes({f"latentserve.{part}_seconds": seconds for part, seconds in parts})
                 span.end(self._ns(end))
+        for start, end in record.help.spans if record.help else ():
+            self._tracer.start_span("helper", self._context, start_time=self._ns(start)).end(self._ns(end))
         known: dict[str, Any] = {
             "gen_ai.request.id": record.request_id,
             "gen_ai.usage.prompt_tokens": record.prompt_tokens,

@@ -16,7 +16,7 @@ from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
 from router.policies.diffadapt import Strategies, Strategy
 from router.probe import Probe, ProbeConfig
-from server.settings import DEMO_BUNDLE, DEMO_MODEL
+from server.settings import DEMO_BUNDLE
 from tests.conftest import running_server
 from tests.server.cli import failure
 
@@ -127,32 +127,5 @@ def test_a_draft_model_is_refused() -> None:
     assert "method eagle is not supported" in start("--speculative-config", '{"method": "eagle", "model": "x"}')
 
 
-def test_without_a_bundle_entropy_routes_and_latent_is_refused(
-    tmp_path: Path, asked: list[Question], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LATENTSERVE_REASONING_CONTENT", "true")
-    model = tmp_path / "base"
-    shutil.copytree(DEMO_MODEL, model)
-    flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager")
-    with running_server(tmp_path / "log.txt", *flags) as url:
-        assert {m["id"] for m in httpx.get(f"{url}/v1/models").json()["data"]} == {
-            "plain",
-            "plain:auto",
-            "plain:direct",
-            "plain:explicit",
-        }
-        body = {"model": "plain", "messages": [{"role": "user", "content": asked[0].question}], "temperature": 0}
-        latent = httpx.post(f"{url}/v1/chat/completions", json=body | {"mode": "latent"}, timeout=60)
-        assert latent.status_code == 400
-        assert "no reasoning network" in latent.json()["error"]["message"]
-        route = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["route"]
-        assert route["mode"] in ("direct", "explicit")
-        assert route["reason"] in ("entropy_low", "entropy_high")
-        assert route["score"] >= 0
-        thinking = body | {"mode": "explicit", "max_tokens": 12}
-        message = httpx.post(f"{url}/v1/chat/completions", json=thinking, timeout=60).json()["choices"][0]["message"]
-        assert message["reasoning"] == message["reasoning_content"] != ""
-        stream = httpx.post(f"{url}/v1/chat/completions", json=thinking | {"stream": True}, timeout=60).text
-        events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
-        deltas = [event["choices"][0]["delta"] for event in events]
-        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning"]
+def test_a_helper_that_is_not_there() -> None:
+    assert "--helper http://127.0.0.1:9 cannot be asked for its model" in start("--helper", "http://127.0.0.1:9")

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -22,10 +22,12 @@ from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import prepare_environment
+from router.helper import HelpRule
 from router.policy import Mode
 from router.probe_config import rung
 from router.router import Router
 from router.soft import SoftThinking
+from server.engine.helper import Helper
 from server.engine.seam import HybridEngine
 from server.engine.shadow import Shadows
 from server.engine.start import hybrid_config
@@ -475,3 +477,44 @@ async def test_thinking_goes_to_text_and_back_by_entropy_and_ends(engine: Hybrid
     assert cold.thinking_tokens == 7
     (state, *_) = await engine.collective_rpc("latentserve_state")
     assert state["mixtures"] <= 1
+
+
+EVERY_STEP = HelpRule(policy="random", share=1.0)
+
+
+@contextlib.asynccontextmanager
+async def with_helper(engine: HybridEngine, url: str, *, starts: bool) -> AsyncIterator[None]:
+    engine.helper = Helper(url, None, None, EVERY_STEP, engine.get_tokenizer())
+    before, engine.hybrid = engine.hybrid, replace(engine.hybrid, help=EVERY_STEP)
+    try:
+        if starts:
+            await engine.helper.start()
+        yield
+    finally:
+        await engine.helper.close()
+        engine.helper, engine.hybrid = None, before
+
+
+async def test_a_chain_whose_steps_the_same_model_writes_elsewhere_is_the_same(
+    engine: HybridEngine, prompts: list[list[int]], server: str
+) -> None:
+    plain = [
+        await generate(engine, token_ids, Mode.EXPLICIT, f"alone-{i}", max_tokens=500)
+        for i, token_ids in enumerate(prompts[:3])
+    ]
+    async with with_helper(engine, server, starts=True):
+        asked = [generate(engine, prompts[i], Mode.EXPLICIT, f"helped-{i}", max_tokens=500) for i in range(3)]
+        helped = await asyncio.gather(*asked)
+    for (_, tokens), (record, same) in zip(plain, helped, strict=True):
+        assert same == tokens
+        assert record.help.helped
+        assert all(record.help.helped)
+        assert record.help.tokens > len(tokens) / 2
+
+
+async def test_where_the_helper_is_away_the_own_model_goes_on(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    _, tokens = await generate(engine, prompts[0], Mode.EXPLICIT, "unhelped", max_tokens=200)
+    async with with_helper(engine, "http://127.0.0.1:9", starts=False):
+        record, same = await generate(engine, prompts[0], Mode.EXPLICIT, "in-vain", max_tokens=200)
+    assert same == tokens
+    assert (record.help.failed, sum(record.help.helped), record.help.tokens) == (1, 0, 0)
