@@ -21,7 +21,7 @@ from server.engine.front import api_keys, build_vllm_app, listen, metrics_regist
 from server.engine.readiness import Readiness
 from server.engine.seam import HybridEngine
 from server.engine.serving import serve_app
-from server.engine.start import add_aliases, parse_vllm_args, start_engine
+from server.engine.start import add_aliases, parse_vllm_args, start_engine, start_helper
 from server.http.admission import Admission
 from server.http.contract import Terms
 from server.http.keys import KeyGuard, KeyRing
@@ -126,9 +126,10 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
             "analyse latents`). Mode direct costs less.", bundle.directory, audit["necessity"],
         )  # fmt: skip
     add_aliases(args, names)
+    helper = await start_helper(settings, args)
     address, sock = listen(args)
     metrics, readiness = Metrics(), Readiness()
-    async with start_engine(args, settings, bundle, metrics) as engine:
+    async with start_engine(args, settings, bundle, metrics, helper) as engine:
         admission = new_admission(engine, metrics)
         app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))

@@ -95,11 +95,10 @@ def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(server_log: Path, decision_log: Path) -> Iterator[str]:
     settings = {"LATENTSERVE_OPERATOR_KEY": OPERATOR_KEY, "LATENTSERVE_DECISION_LOG": str(decision_log)}
-    settings["LATENTSERVE_SOFT_THINKING"] = "true"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        with running_server(server_log) as url:
+        with running_server(server_log, "--soft-thinking") as url:
             yield url
 
 

@@ -129,7 +129,8 @@ class Helped:
                             continue
                         if self._tokens_of_help():
                             return
-                        self._help.helped.append(False)
+                        if not self._closes():  # which is no step
+                            self._help.helped.append(False)
                     for one in (*self._held, *(() if self._held else (piece,))):
                         yield self._noted(one)
                     self._held.clear()
@@ -191,7 +192,7 @@ class Helped:
         return len(self._held) < self._rule.peek_tokens and not is_whole
 
     def _tokens_of_help(self) -> int:
-        """How many the helper may write in place of what is held; 0: that is given. The end of thinking is no step."""
+        """How many the helper may write in place of what is held; 0: that is given."""
         entropy = entropy_of(self._held[0].outputs[0])
         beginning = "".join(piece.outputs[0].text for piece in self._held)
         wanted = tokens_of_help(self._rule, entropy, beginning, self._helper.glimpses, self._help.helped, self._chance)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import NoReturn
 
 import httpx
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
@@ -132,11 +132,12 @@ def add_aliases(args: Namespace, modes: Sequence[str]) -> None:
     args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
 
 
-async def start_helper(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Helper | None:
+async def start_helper(settings: Settings, args: Namespace) -> Helper | None:
     """The server that `--helper` names. Raises `ConfigurationError` where it is not there."""
     if settings.helper is None:
         return None
     key = settings.helper_key.get_secret_value() if settings.helper_key else None
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
     helper = Helper(settings.helper, settings.helper_model, key, settings.help_rule, tokenizer)
     try:
         await helper.start()
@@ -170,13 +171,11 @@ def hybrid_config(engine_args: AsyncEngineArgs, bundle: Bundle | None) -> VllmCo
 
 @asynccontextmanager
 async def start_engine(
-    args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics
+    args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics, helper: Helper | None = None
 ) -> AsyncIterator[HybridEngine]:
-    """The engine with the bundle installed in its worker; shut down on exit."""
+    """The engine with the bundle installed in its worker; shut down on exit, as is the helper's client."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = hybrid_config(engine_args, bundle)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
-    helper = await start_helper(settings, tokenizer)
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
@@ -185,6 +184,7 @@ async def start_engine(
     )
     try:
         layout = bundle.manifest.layout if bundle else Layout()
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
         await engine.install(
             bundle,
             layout.token_ids(tokenizer),

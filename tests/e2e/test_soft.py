@@ -26,7 +26,7 @@ def test_a_chain_in_mixtures_is_shown_and_answered(server: str, asked: list[Ques
     answer = post(server, **body(asked[0]))
     route, message = answer["route"], answer["choices"][0]["message"]
     assert (route["requested"], route["mode"]) == ("soft", "explicit")
-    assert 0 < route["soft"]["steps"] <= answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < route["soft"]["steps"] <= answer["usage"]["completion_tokens_details"]["reasoning_tokens"] + 1
     assert route["soft"]["switches"] == 0
     assert message["reasoning"]
     assert message["content"]
@@ -43,7 +43,7 @@ def test_an_alias_streams_and_a_budget_cuts(client: openai.OpenAI, asked: list[Q
         chunks = list(stream)
     assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
     route = next(chunk.model_extra["route"] for chunk in reversed(chunks) if chunk.model_extra.get("route"))
-    assert 0 < route["soft"]["steps"] <= 12
+    assert 0 < route["soft"]["steps"] <= 13, "with the tag that opens thinking"
 
 
 @pytest.mark.parametrize(
