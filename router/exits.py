@@ -55,6 +55,7 @@ class ExitRule(BaseModel):
     confidence: float = Field(0.95, ge=0, le=1, description="What a trial's geometric mean must exceed.")
     agreeing: int = Field(2, ge=1, description="Trials in a row that must give the same answer.")
     first: float = Field(0.6, ge=0, description="Share of the expected chain before the first trial; no probe: five steps.")
+    closes: float = Field(0.0, ge=0, le=1, description="P(the model ends its thinking here) from which on a trial is worth it.")
     gap_tokens: int = Field(16, ge=1, description="Between two trials, at least.")
     max_trials: int = Field(10, ge=1, le=100)
     trial_tokens: int = Field(20, ge=1, le=100, description="Limit on a trial.")
@@ -66,9 +67,16 @@ _FIRST_STEP = 5
 _FLAT_NATS = 0.01
 
 
-def is_due(rule: ExitRule, at_tokens: int, step: int, trials: Sequence[Trial], expected_tokens: float | None) -> bool:
-    """Whether the end of this step, counted from 1, is worth a trial. `expected_tokens`: of the whole chain."""
-    if len(trials) >= rule.max_trials or (trials and at_tokens < trials[-1].at_tokens + rule.gap_tokens):
+def is_due(
+    rule: ExitRule, at_tokens: int, step: int, trials: Sequence[Trial], expected_tokens: float | None, closes: float
+) -> bool:
+    """Whether the end of this step, counted from 1, is worth a trial. `expected_tokens`: of the whole chain; `closes`: P(the
+    model ends its thinking here)."""
+    if (
+        len(trials) >= rule.max_trials
+        or closes < rule.closes
+        or (trials and at_tokens < trials[-1].at_tokens + rule.gap_tokens)
+    ):
         return False
     if expected_tokens is None or not math.isfinite(expected_tokens):
         return step >= _FIRST_STEP
@@ -144,7 +152,7 @@ def play(rule: ExitRule, chain: Chain) -> Played:
     tried = list[Attempt]()
     for step, attempt in enumerate(chain.attempts, 1):
         trials = [one.trial for one in tried]
-        if not is_due(rule, attempt.trial.at_tokens, step, trials, chain.expected_tokens):
+        if not is_due(rule, attempt.trial.at_tokens, step, trials, chain.expected_tokens, attempt.closes):
             continue
         tried.append(attempt)
         if why := ending(rule, [*trials, attempt.trial]):
@@ -166,10 +174,10 @@ def played(rule: ExitRule, chains: Sequence[Chain]) -> dict[str, float]:
 
 def grid() -> Iterator[ExitRule]:
     """Rules that are worth trying."""
-    for first, confidence, agreeing, most in itertools.product(
-        (0.3, 0.5, 0.6, 0.7, 0.8), (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999), (1, 2, 3), (3, 10)
+    for first, closes, confidence, agreeing, give_up in itertools.product(
+        (0.0, 0.4, 0.6, 0.8), (0.0, 0.01, 0.05, 0.1, 0.2, 0.4), (0.5, 0.9, 0.95, 0.99, 0.999), (1, 2, 3), (None, 0.1, 0.3)
     ):
-        yield ExitRule(first=first, confidence=confidence, agreeing=agreeing, max_trials=most)
+        yield ExitRule(first=first, closes=closes, confidence=confidence, agreeing=agreeing, give_up_entropy=give_up)
 
 
 def calibrated(chains: Sequence[Chain], max_loss: float) -> ExitRule | None:

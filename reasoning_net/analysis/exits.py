@@ -37,6 +37,8 @@ from router.figures import auroc
 
 _TOP = 20  # of a distribution, for its entropy and for the end of thinking
 _CONFIDENCES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+_STARTS = ((0.0, 0.0), (0.6, 0.0), (0.0, 0.05))
+"""Of trials: from a share of the expected chain on, from a P(thinking ends here) on."""
 _SIGNALS = ("least", "mean", "entropy", "closes")
 
 
@@ -212,9 +214,9 @@ def summarise(chains: Sequence[Chain]) -> dict[str, Any]:
             for name, right in (("right", True), ("wrong", False))
         },
         "curve": [
-            rule.model_dump(include={"confidence", "agreeing", "first"}) | played(rule, chains)
-            for agreeing, first, confidence in itertools.product((1, 2, 3), (0.0, 0.6), _CONFIDENCES)
-            for rule in [ExitRule(confidence=confidence, agreeing=agreeing, first=first)]
+            rule.model_dump(include={"confidence", "agreeing", "first", "closes"}) | played(rule, chains)
+            for agreeing, (first, closes), confidence in itertools.product((1, 2, 3), _STARTS, _CONFIDENCES)
+            for rule in [ExitRule(confidence=confidence, agreeing=agreeing, first=first, closes=closes)]
         ],
     }
 
@@ -258,7 +260,10 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
     rows = [row("whole chains", figures["whole"]), row("oracle", figures["oracle"])]
     rows += [
-        row(f"λ {point['confidence']:g}, {point['agreeing']} agree, from {point['first']:g} on", point)
+        row(
+            f"λ {point['confidence']:g}, {point['agreeing']} agree, from {point['first']:g} on, P(end) ≥ {point['closes']:g}",
+            point,
+        )
         for point in figures["curve"]
     ]
     signals = (("" if area is None else f"{area:.3f}") for area in figures["auroc"].values())

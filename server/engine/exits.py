@@ -37,18 +37,19 @@ class EarlyExit:
         self._expected = run.record.scores.tokens if run.record.scores else None
         self._token_ids = list[int]()  # of the chain
         self._step, self._is_thinking = 0, True
+        self._ended_at: int | None = None  # length of the chain at the end of a step that nothing has followed yet
         self._trials = list[Trial]()
         self._running: asyncio.Task[Trial] | None = None
 
     async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
         """Parts of the chain and of the answer, whatever form is wanted; the record learns how the chain ended."""
         params, why = self._params.clone(), None
-        params.output_kind = RequestOutputKind.DELTA
+        params.output_kind, params.logprobs = RequestOutputKind.DELTA, _TOP if self._rule.closes else None
         try:
             async with aclosing(self._run.ask_engine(self._prompt, params, self._options)) as outputs:
                 async for output in outputs:
                     yield output
-                    if why := self._look(list(output.outputs[0].token_ids)):
+                    if why := self._look(output.outputs[0]):
                         break
         finally:
             await self._stop()
@@ -65,9 +66,9 @@ class EarlyExit:
             async for output in outputs:
                 yield output
 
-    def _look(self, new: list[int]) -> Ending | None:
+    def _look(self, written: CompletionOutput) -> Ending | None:
         """At what was written, and at a trial that has ended; perhaps begin another one."""
-        boundaries = self._run.engine.boundaries
+        boundaries, new = self._run.engine.boundaries, list(written.token_ids)
         self._token_ids += new
         self._is_thinking = self._is_thinking and self._run.engine.hybrid.end_of_thinking not in new
         if not self._is_thinking:
@@ -77,12 +78,27 @@ class EarlyExit:
             self._trials.append(trial.result())
             if (why := ending(self._rule, self._trials)) and self._room_left() > 0:
                 return why
+        at, closes = self._ended_at, 1.0
         if any(map(boundaries.is_end, new)):
             self._step += 1
-            at = len(boundaries.trimmed(self._token_ids))
-            if self._running is None and is_due(self._rule, at, self._step, self._trials, self._expected) and self._fits(at):
+            self._ended_at = len(boundaries.trimmed(self._token_ids))
+            at = None if self._rule.closes else self._ended_at
+        elif at is not None and written.logprobs and not all(map(boundaries.is_blank, new)):
+            self._ended_at, closes = None, self._closes(written)
+        else:
+            at = None
+        if at is not None and self._running is None and self._fits(at):
+            if is_due(self._rule, at, self._step, self._trials, self._expected, closes):
                 self._running = asyncio.create_task(self._try(at))
         return None
+
+    def _closes(self, written: CompletionOutput) -> float:
+        """P(thinking ends) instead of the first of these tokens that is not blank."""
+        assert written.logprobs is not None, "a rule that looks at it asks for log-probabilities"
+        first = next(i for i, token in enumerate(written.token_ids) if not self._run.engine.boundaries.is_blank(token))
+        end = self._run.engine.hybrid.end_of_thinking
+        closes = written.logprobs[first].get(end) if end is not None else None
+        return math.exp(closes.logprob) if closes else 0.0
 
     async def _try(self, at_tokens: int) -> Trial:
         params = SamplingParams(

@@ -40,6 +40,13 @@ def test_a_chain_ends_where_its_trials_are_sure_and_the_answer_follows(server: s
     assert early["choices"][0]["finish_reason"] == "stop"
 
 
+def test_trials_wait_for_where_the_model_may_end(server: str, asked: list[Question]) -> None:
+    hardest = max(asked, key=lambda question: question.steps)
+    everywhere = post(server, **body(hardest, exit=NEVER))["route"]["exit"]
+    late = post(server, **body(hardest, exit=NEVER | {"closes": 0.02}))["route"]["exit"]
+    assert 0 < late["trials"] < everywhere["trials"]
+
+
 def test_a_stream_says_the_same(server: str, asked: list[Question]) -> None:
     content, reasoning, route = "", "", {}
     sent = body(asked[0], exit=AT_ONCE, stream=True)

@@ -13,17 +13,23 @@ SURE = ExitRule(confidence=0.9, agreeing=2, first=0.5, gap_tokens=10, max_trials
 
 
 def test_trials_begin_at_a_share_of_the_expected_chain_and_keep_a_gap() -> None:
-    assert not is_due(SURE, 49, 9, (), 100.0)
-    assert is_due(SURE, 50, 1, (), 100.0)
-    assert not is_due(SURE, 59, 2, [trial(50)], 100.0)
-    assert is_due(SURE, 60, 2, [trial(50)], 100.0)
-    assert not is_due(SURE, 999, 9, [trial(50), trial(60), trial(70)], 100.0)
+    assert not is_due(SURE, 49, 9, (), 100.0, 1.0)
+    assert is_due(SURE, 50, 1, (), 100.0, 1.0)
+    assert not is_due(SURE, 59, 2, [trial(50)], 100.0, 1.0)
+    assert is_due(SURE, 60, 2, [trial(50)], 100.0, 1.0)
+    assert not is_due(SURE, 999, 9, [trial(50), trial(60), trial(70)], 100.0, 1.0)
+
+
+def test_no_trial_where_the_model_would_hardly_end() -> None:
+    careful = SURE.model_copy(update={"closes": 0.1})
+    assert not is_due(careful, 60, 2, (), 100.0, 0.05)
+    assert is_due(careful, 60, 2, (), 100.0, 0.1)
 
 
 @pytest.mark.parametrize("expected", [None, float("nan"), float("inf")])
 def test_where_nothing_is_expected_trials_begin_at_the_fifth_step(expected: float | None) -> None:
-    assert not is_due(SURE, 400, 4, (), expected)
-    assert is_due(SURE, 400, 5, (), expected)
+    assert not is_due(SURE, 400, 4, (), expected, 1.0)
+    assert is_due(SURE, 400, 5, (), expected, 1.0)
 
 
 def test_sure_trials_that_agree_are_the_answer() -> None:
