@@ -68,7 +68,7 @@ class EarlyExit:
 
     def _look(self, written: CompletionOutput) -> Ending | None:
         """At what was written, and at a trial that has ended; perhaps begin another one."""
-        boundaries, new = self._run.engine.boundaries, list(written.token_ids)
+        new = list(written.token_ids)
         self._token_ids += new
         self._is_thinking = self._is_thinking and self._run.engine.hybrid.end_of_thinking not in new
         if not self._is_thinking:
@@ -78,19 +78,23 @@ class EarlyExit:
             self._trials.append(trial.result())
             if (why := ending(self._rule, self._trials)) and self._room_left() > 0:
                 return why
-        at, closes = self._ended_at, 1.0
-        if any(map(boundaries.is_end, new)):
-            self._step += 1
-            self._ended_at = len(boundaries.trimmed(self._token_ids))
-            at = None if self._rule.closes else self._ended_at
-        elif at is not None and written.logprobs and not all(map(boundaries.is_blank, new)):
-            self._ended_at, closes = None, self._closes(written)
-        else:
-            at = None
-        if at is not None and self._running is None and self._fits(at):
+        if (place := self._step_that_ended(written)) and self._running is None and self._fits(place[0]):
+            at, closes = place
             if is_due(self._rule, at, self._step, self._trials, self._expected, closes):
                 self._running = asyncio.create_task(self._try(at))
         return None
+
+    def _step_that_ended(self, written: CompletionOutput) -> tuple[int, float] | None:
+        """(length of the chain there, P(thinking ends there)). That is known when something follows."""
+        boundaries = self._run.engine.boundaries
+        if any(map(boundaries.is_end, written.token_ids)):
+            self._step += 1
+            self._ended_at = len(boundaries.trimmed(self._token_ids))
+            return None if self._rule.closes else (self._ended_at, 1.0)
+        if self._ended_at is None or not written.logprobs or all(map(boundaries.is_blank, written.token_ids)):
+            return None
+        at, self._ended_at = self._ended_at, None
+        return at, self._closes(written)
 
     def _closes(self, written: CompletionOutput) -> float:
         """P(thinking ends) instead of the first of these tokens that is not blank."""
