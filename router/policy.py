@@ -44,7 +44,7 @@ class Scores:
     tokens: float | None = None
     """Expected tokens of an explicit answer, thinking included."""
     entropy: float | None = None
-    """Of the first token of a direct answer, in nats; for bundles without a probe (GlimpRouter's signal)."""
+    """Of the first token of a direct answer, in nats; for bundles without a probe."""
     by_latents: tuple[tuple[int, float], ...] = field(default=(), kw_only=True)
     """(number of latents, P(correct) with as many), fewest first, for numbers below the bundle's."""
 

@@ -71,9 +71,20 @@ class Router:
         return {
             "policy": self.policy.name,
             "point": self.point.model_dump(exclude_none=True) if self.point else None,
+            "advice": self.advice,
             "drift": self.drift.psi,
             "calibration": calibration.model_dump(exclude_none=True, exclude=_PRIVATE) if calibration else None,
         }
+
+    @property
+    def advice(self) -> str | None:
+        """Where mode auto could decide better."""
+        if self.policy.name != "entropy":
+            return None
+        return (
+            "Without a probe, mode auto goes by the entropy of a first token, which says little. A probe takes minutes: "
+            "`latentserve router fit`."
+        )
 
     def _settle(self, point: Point | None) -> None:
         uses_price = self.policy.name == "utility"

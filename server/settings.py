@@ -18,6 +18,7 @@ from router.exits import Exits
 from router.policies.named import Name
 from router.policy import Mode, NumLatents
 from router.router import Router
+from server.http.efforts import parse_budgets
 
 __all__ = ["DEMO_BUNDLE", "DEMO_MODEL", "OUR_FLAGS", "Settings", "split_file"]
 
@@ -63,6 +64,12 @@ class Settings(BaseSettings):
         None, description="YAML file of clients' keys, hashed, with their limits; read again when it changes."
     )
     max_thinking_tokens: int | None = Field(None, gt=0, description="Of any answer; after the cut the model answers.")
+    effort_budgets: str | None = Field(
+        None, description="Thinking tokens by reasoning effort, such as low=256,medium=1024; of efforts not named, no limit."
+    )
+    answer_reserve_tokens: int | None = Field(
+        None, gt=0, description="Of a reply's max_tokens, that its chain leaves to the answer (half of them, where they are few)."
+    )
     long_slots: int | None = Field(
         None, gt=0, description="Chains that are not predicted to be ordinary run at once; half of --max-num-seqs by default."
     )
@@ -84,6 +91,16 @@ class Settings(BaseSettings):
         if (number := int(value) if str(value).isdigit() else 0) > 0:
             return number
         raise ValueError("must be greater than 0, or auto")
+
+    @field_validator("effort_budgets")
+    @classmethod
+    def _of_known_efforts(cls, value: str | None) -> str | None:
+        parse_budgets(value)
+        return value
+
+    @property
+    def budgets_by_effort(self) -> dict[str, int]:
+        return parse_budgets(self.effort_budgets)
 
     @property
     def num_latents(self) -> NumLatents | None:

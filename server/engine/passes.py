@@ -198,7 +198,26 @@ class Passes:
             if self.ask.mode != Mode.AUTO:
                 self.engine.refuse(reason)
             decision = self.demoted(decision, reason.reason)
-        self.record.decided(decision, self._latents_of(decision))
+        self.record.decided(self._bounded(decision), self._latents_of(decision))
+
+    def _bounded(self, decision: Decision) -> Decision:
+        """With the budget of its chain: the least that the policy, the request, and what the answer needs allow."""
+        if not decision.mode.thinks_in_text:
+            return decision
+        if not self.engine.has_thinking_budgets:
+            return replace(decision, thinking_budget=None)
+        params, reserve = self.question.params, self.engine.hybrid.reserve
+        bounds = [decision.thinking_budget, params.thinking_token_budget]
+        if reserve:
+            room = self.engine.model_config.max_model_len - len(self.question.token_ids) - len(self._opening(decision))
+            bounds.append(reserve.budget(room if params.max_tokens is None else min(room, params.max_tokens)))
+        return replace(decision, thinking_budget=min((bound for bound in bounds if bound is not None), default=None))
+
+    def _opening(self, decision: Decision) -> tuple[int, ...]:
+        """What stands between the question and a chain in text."""
+        layout = self.engine.hybrid.layout
+        opening = layout.opened(self._latents_of(decision)) if decision.mode.uses_latents else layout.explicit
+        return (*opening, *self.engine.encode_suffix(decision.suffix))
 
     @property
     def must_predict(self) -> bool:
@@ -246,6 +265,7 @@ class Passes:
         self.token_ids.clear()
         if self.has_given and decision.mode.uses_latents:
             decision = replace(decision, mode=Mode.EXPLICIT)  # what follows a restart is a request of its own, without latents
+        decision = self._bounded(decision)
         self.record.restarts = self.has_given
         self.record.escalate(decision, self._latents_of(decision))
 
@@ -347,9 +367,8 @@ class Passes:
         work: Work | None = Forget(self._key) if self._key else None  # latents that the decision does not want
         number = self.record.latent_tokens
         if decision.mode.thinks_in_text:
-            opening = layout.opened(number) if decision.mode.uses_latents else layout.explicit
-            suffix = (*opening, *self.engine.encode_suffix(decision.suffix))
-            if decision.thinking_budget is not None and self.engine.has_thinking_budgets:
+            suffix = self._opening(decision)
+            if decision.thinking_budget is not None:
                 params.thinking_token_budget = decision.thinking_budget
             if decision.temperature is not None and not self.ask.names_temperature:
                 params.temperature = decision.temperature

@@ -26,6 +26,7 @@ from router.exits import ExitRule, Exits
 from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
 from server.engine import modes
+from server.engine.budgets import Reserve, reserve_of
 from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
@@ -62,6 +63,8 @@ class Hybrid:
     """Whose chains may end early, where a request does not say."""
     can_read_latents: bool
     """Whether some tokens of the base are whole numbers, which latents can be read by."""
+    reserve: Reserve | None = None
+    """What chains leave of a reply to its answer."""
 
     @property
     def can_think_latent(self) -> bool:
@@ -156,7 +159,7 @@ class HybridEngine(AsyncLLM):
     async def install(
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
-        max_thinking_tokens: int | None = None, exits: Exits = "auto",
+        max_thinking_tokens: int | None = None, exits: Exits = "auto", answer_reserve_tokens: int | None = None,
     ) -> None:  # fmt: skip
         """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -181,6 +184,7 @@ class HybridEngine(AsyncLLM):
             end_of_thinking=end[-1],
             exits=exits,
             can_read_latents=bool(numbers),
+            reserve=reserve_of(config, answer_reserve_tokens),
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
@@ -324,7 +328,8 @@ class HybridEngine(AsyncLLM):
 
     @property
     def has_thinking_budgets(self) -> bool:
-        return self.vllm_config.reasoning_config is not None
+        config = self.vllm_config.reasoning_config
+        return config is not None and config.enabled
 
     async def inspect(self, token_ids: list[int], num_latents: int = 0) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""

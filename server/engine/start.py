@@ -158,6 +158,11 @@ async def start_engine(
     """The engine with the bundle installed in its worker; shut down on exit."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = hybrid_config(engine_args, bundle)
+    knows_chains = config.reasoning_config is not None and config.reasoning_config.enabled
+    if not knows_chains and (settings.effort_budgets or settings.answer_reserve_tokens):
+        raise ConfigurationError(
+            "--effort-budgets and --answer-reserve-tokens need to know where a chain ends. Name the base's --reasoning-parser."
+        )
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
@@ -177,6 +182,7 @@ async def start_engine(
             long_slots=settings.long_slots,
             exits=settings.exits,
             max_thinking_tokens=settings.max_thinking_tokens,
+            answer_reserve_tokens=settings.answer_reserve_tokens,
         )
         await engine.reset_mm_cache()
         yield engine

@@ -33,7 +33,7 @@ _ROUTE = {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
         "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
         "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": _COUNT,
-        "thinking_budget": _COUNT, "exit": {"type": "object"}, "trace": _TRACE, "decodability": _MAYBE,
+        "thinking_budget": _COUNT, "unanswered": _SWITCH, "exit": {"type": "object"}, "trace": _TRACE, "decodability": _MAYBE,
     },
 }  # fmt: skip
 

@@ -32,6 +32,8 @@ class Metrics:
             self._checks.labels(outcome)
         for rule in Ending:
             self._exits.labels(rule)
+        for mode in (mode for mode in Mode if mode.thinks_in_text):
+            self._unanswered.labels(mode)
         for reason in FALLBACKS:
             self._fallbacks.labels(reason)
         self._failures.labels("unknown", "engine")
@@ -46,6 +48,9 @@ class Metrics:
         )
         self._fallbacks = Counter(
             "latentserve_fallbacks", "Requests that could not be answered in the mode chosen.", ["reason"]
+        )
+        self._unanswered = Counter(
+            "latentserve_unanswered", "Replies that ended inside thinking, before there was an answer.", ["mode"]
         )
         self._seconds = Histogram(
             "latentserve_request_seconds",
@@ -181,6 +186,8 @@ class Metrics:
             ("answer", record.generated_tokens - record.thinking_tokens), ("discarded", record.discarded_tokens),
         ):  # fmt: skip
             self._tokens.labels(kind, mode).inc(max(0, count))
+        if record.is_unanswered:
+            self._unanswered.labels(mode).inc()
         if record.ending:
             self._exits.labels(record.ending).inc()
         if record.ask.mode == "auto":

@@ -93,6 +93,8 @@ class Record:
     thinking_tokens: int = 0
     """Of the generated ones, those of the written chain."""
     chain_has_ended: bool = False
+    is_unanswered: bool = False
+    """What was generated ends within the chain."""
     trials: Sequence[Trial] = ()
     """Answers that were forced along the chain."""
     ending: Ending | None = None
@@ -155,6 +157,7 @@ class Record:
         if is_first_choice and self.thinks_in_text and not self.chain_has_ended:
             self.chain_has_ended = end_of_thinking in token_ids
             self.thinking_tokens += token_ids.index(end_of_thinking) + 1 if end_of_thinking in token_ids else len(token_ids)
+            self.is_unanswered = end_of_thinking is not None and not self.chain_has_ended
 
     def escalate(self, decision: Decision, latent_tokens: int = 0) -> None:
         """What was generated so far is void; another answer follows."""
@@ -218,8 +221,11 @@ class Record:
             shown["discarded_tokens"] = self.discarded_tokens
         if self.policy is not None:
             shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
-            if self.mode and self.mode.thinks_in_text and decision and decision.thinking_budget is not None:
+        if self.mode and self.mode.thinks_in_text:
+            if decision and decision.thinking_budget is not None:
                 shown["thinking_budget"] = decision.thinking_budget
+            if self.generated_tokens:
+                shown["unanswered"] = self.is_unanswered
         return shown
 
     def line(self) -> dict[str, Any]:
