@@ -63,7 +63,7 @@ async def create_app(
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     mount_metrics(app)
     readiness.mount(app, engine, admission)
-    mount_router(app, hybrid.router, bundle, settings.operator_key)
+    mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes)
     names = available_modes(bundle)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.manifest import Manifest
-from reasoning_net.options import HOST, PORT
+from reasoning_net.options import HOST, PORT, commas
 from router.exits import Exits
 from router.policies.named import Name
 from router.policy import Mode, NumLatents
@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     exits: Exits = Field(
         "auto", description="Whose chains may end early: off; auto: mode auto's, by a calibrated rule; always: all."
     )
+    probe: Annotated[tuple[Path, ...], NoDecode, commas(Path)] = Field(
+        (), description="Files of probes of your own, whose scores stand in `route.scores.probes`."
+    )
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
     decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")
@@ -68,7 +71,9 @@ class Settings(BaseSettings):
         None, description="Thinking tokens by reasoning effort, such as low=256,medium=1024; of efforts not named, no limit."
     )
     answer_reserve_tokens: int | None = Field(
-        None, gt=0, description="Of a reply's max_tokens, that its chain leaves to the answer (half of them, where they are few)."
+        None,
+        gt=0,
+        description="Of a reply's max_tokens, that its chain leaves to the answer; at most half of them.",
     )
     long_slots: int | None = Field(
         None, gt=0, description="Chains that are not predicted to be ordinary run at once; half of --max-num-seqs by default."
@@ -91,6 +96,11 @@ class Settings(BaseSettings):
         if (number := int(value) if str(value).isdigit() else 0) > 0:
             return number
         raise ValueError("must be greater than 0, or auto")
+
+    @field_validator("probe", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
     @field_validator("effort_budgets")
     @classmethod

@@ -1,7 +1,7 @@
 """The entropy of a direct answer's first token. No training; the policy of servers without a probe.
 
-A stopgap of ours, not to be trusted: on the demo it tells nothing (AUROC 0.43–0.51). GlimpRouter, which looks at first tokens, too,
-looks at those of each reasoning step, and hands steps to a larger model.
+A stopgap of ours, not to be trusted: on the demo it tells nothing (AUROC 0.44 and 0.51). GlimpRouter is something else: it
+looks at the first tokens of reasoning steps, and hands steps to a larger model.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ class Reserve:
     """That open and close a chain: vLLM's budget does not count them."""
 
     def budget(self, limit: int) -> int:
-        """Thinking tokens in a reply of at most `limit`. Of one that is shorter than twice the reserve, half is the answer's."""
+        """Thinking tokens in a reply of at most `limit` tokens. Where these are few, half of them are the answer's."""
         return max(0, limit - min(self.tokens, (limit + 1) // 2) - self.tags)
 
 
@@ -22,4 +22,3 @@ def reserve_of(config: Any, tokens: int | None) -> Reserve | None:
     if tokens is None:
         return None
     return Reserve(tokens, len(config.reasoning_start_token_ids or ()) + len(config.reasoning_end_token_ids or ()))
-

@@ -121,7 +121,7 @@ class Passes:
         number, params = hybrid.most_latents(self.ask.num_latents), self.question.params.clone()
         start = len(question.token_ids) + len(hybrid.layout.before_latents)
         work = Think(uuid.uuid4().hex, number, len(question.token_ids), start, self.ask.explains)
-        params.logprobs, params.output_kind = Verdict.num_values(hybrid.ladder), RequestOutputKind.DELTA
+        params.logprobs, params.output_kind = hybrid.num_verdict_values, RequestOutputKind.DELTA
         params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         block = self.engine.vllm_config.cache_config.block_size
         self._shared = (len(question.token_ids) - 1) // block * block  # the block after them is this request's own
@@ -129,7 +129,7 @@ class Passes:
         self._begun = self.engine.run(prompt, params, unique_id(question.label), **options)
         if (first := await anext(self._begun, None)) is None:
             raise GenerationError(_GAVE_UP)
-        verdict = Verdict.of(self._logprobs_of(first), hybrid.ladder)
+        verdict = hybrid.verdict(self._logprobs_of(first))
         self._begun = _after(first, self._begun)
         self._has_read(work, verdict, started)
         return verdict
@@ -156,16 +156,14 @@ class Passes:
         self._key = uuid.uuid4().hex
         number = hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0
         work = Read(self._key, number, explains=self.ask.explains)
-        has_verdict = hybrid.has_probe or work.num_latents > 0
-        params = read_params(work, Verdict.num_values(hybrid.ladder) if has_verdict else _ENTROPY_LOGPROBS)
-        # Without a probe the first token of a direct answer is the signal.
-        values = self._logprobs_of(
-            await self._last_of(question.prompt_with(() if has_verdict else hybrid.layout.direct), params)
-        )
-        if has_verdict:
-            verdict = Verdict.of(values, hybrid.ladder)
-        else:
-            verdict = Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
+        verdict, is_scored = Verdict(True, 0.0, 0.0), hybrid.has_probe or work.num_latents > 0
+        if is_scored or hybrid.probes:
+            params = read_params(work, hybrid.num_verdict_values)
+            verdict = hybrid.verdict(self._logprobs_of(await self._last_of(question.prompt_with(()), params)))
+        if not is_scored:  # then the first token of a direct answer is the signal
+            params = read_params(None, _ENTROPY_LOGPROBS)
+            values = self._logprobs_of(await self._last_of(question.prompt_with(hybrid.layout.direct), params))
+            verdict = replace(verdict, scores=replace(verdict.scores, entropy=_entropy(values)))
         self._has_read(work, verdict, started)
         return verdict
 
@@ -349,7 +347,7 @@ class Passes:
         work = Read(uuid.uuid4().hex, self.record.latent_tokens, explains=True)
         prompt = self.question.prompt | {"prompt_token_ids": token_ids}
         try:
-            await self._last_of(prompt, read_params(work, Verdict.num_values(self.engine.hybrid.ladder)))
+            await self._last_of(prompt, read_params(work, self.engine.hybrid.num_verdict_values))
         finally:
             self.engine.drop_latents(work.key)
         self.record.changed_tokens += len(token_ids)
@@ -400,9 +398,10 @@ class Passes:
             output.num_cache_creation_tokens = record.cache_creation_tokens
 
 
-def read_params(work: Read, logprobs: int) -> SamplingParams:
+def read_params(work: Read | None, logprobs: int) -> SamplingParams:
     """Of a pass that only reads."""
-    return SamplingParams(max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, extra_args=to_extra_args(work))
+    extra_args = to_extra_args(work) if work else None
+    return SamplingParams(max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, extra_args=extra_args)
 
 
 async def _after(first: RequestOutput, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:

@@ -25,6 +25,7 @@ from reasoning_net.lens import whole_numbers
 from router.exits import ExitRule, Exits
 from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
+from router.user_probe import ProbeFile, output_names
 from server.engine import modes
 from server.engine.budgets import Reserve, reserve_of
 from server.engine.explain import Said
@@ -65,6 +66,8 @@ class Hybrid:
     """Whether some tokens of the base are whole numbers, which latents can be read by."""
     reserve: Reserve | None = None
     """What chains leave of a reply to its answer."""
+    probes: tuple[ProbeFile, ...] = ()
+    """Of the operator's own."""
 
     @property
     def can_think_latent(self) -> bool:
@@ -74,6 +77,14 @@ class Hybrid:
     def can_explain(self) -> bool:
         """Whether it can be said what latents say."""
         return self.can_think_latent and self.can_read_latents
+
+    @property
+    def num_verdict_values(self) -> int:
+        return Verdict.num_values(self.ladder, output_names(self.probes))
+
+    def verdict(self, logprobs: list[float]) -> Verdict:
+        """From the log-probabilities of the first token after a question that was read."""
+        return Verdict.of(logprobs, self.ladder, output_names(self.probes))
 
     def most_latents(self, asked: NumLatents | None) -> int:
         """That may stand in for the chain."""
@@ -160,6 +171,7 @@ class HybridEngine(AsyncLLM):
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
         max_thinking_tokens: int | None = None, exits: Exits = "auto", answer_reserve_tokens: int | None = None,
+        probes: tuple[ProbeFile, ...] = (),
     ) -> None:  # fmt: skip
         """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -185,6 +197,7 @@ class HybridEngine(AsyncLLM):
             exits=exits,
             can_read_latents=bool(numbers),
             reserve=reserve_of(config, answer_reserve_tokens),
+            probes=probes,
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
@@ -334,8 +347,7 @@ class HybridEngine(AsyncLLM):
     async def inspect(self, token_ids: list[int], num_latents: int = 0) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""
         key = unique_id("inspect")
-        work, num_values = Read(key, num_latents, keep_states=True), Verdict.num_values(self.hybrid.ladder)
-        params = read_params(work, num_values)
+        params = read_params(Read(key, num_latents, keep_states=True), self.hybrid.num_verdict_values)
         try:
             async for _ in self.run({"type": "token", "prompt_token_ids": token_ids}, params, key):
                 pass

@@ -193,7 +193,7 @@ class Record:
     def public(self) -> dict[str, Any]:
         """The `route` object of a response. Its stages are seconds."""
         decision, scores = self.decision, asdict(self.scores) if self.scores else {}
-        by_latents = scores.pop("by_latents", ())
+        by_latents, probes = scores.pop("by_latents", ()), scores.pop("probes", {})
         shown: dict[str, Any] = {
             "requested": self.ask.mode,
             "mode": self.mode,
@@ -205,6 +205,8 @@ class Record:
             "scores": {name: _rounded(value) for name, value in scores.items() if value is not None},
             "stages": {name: round(seconds, 5) for name, seconds in self.stages.items()},
         }
+        if probes:
+            shown["scores"]["probes"] = {name: _rounded(value) for name, value in probes.items()}
         if self.ask.explains:
             told = self.explanation
             shown |= {"trace": told.rows if told else None, "decodability": _rounded(told.decodability) if told else None}

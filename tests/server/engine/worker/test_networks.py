@@ -8,14 +8,14 @@ from vllm.v1.worker.gpu_worker import Worker
 from reasoning_net.bundle import Bundle
 from server.engine.worker import HybridWorker
 from server.engine.worker.cuda import HybridGpuWorker
-from server.engine.worker.networks import Networks, with_bundle
+from server.engine.worker.networks import Networks, with_networks
 
 CPU = torch.device("cpu")
 
 
 def networks(bundle: Bundle | None, max_model_len: int = 64) -> Networks:
     config: Any = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(max_model_len=max_model_len))
-    with_bundle(config, bundle)
+    with_networks(config, bundle)
     return Networks(config, CPU, torch.float32)
 
 
