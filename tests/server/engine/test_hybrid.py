@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,8 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import prepare_environment
 from router.policy import Mode
 from router.probe_config import rung
-from router.router import Router
+from router.router import Options, Router
+from server.engine.budgets import Reserve
 from server.engine.seam import HybridEngine
 from server.engine.shadow import Shadows
 from server.engine.start import hybrid_config
@@ -46,6 +47,7 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         enable_prompt_embeds=True,
         enforce_eager=True,
         max_model_len=1024,
+        reasoning_parser="qwen3",
         block_size=32,
         num_gpu_blocks_override=48,
         max_num_batched_tokens=96,
@@ -59,12 +61,12 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
 
 
 async def generate(
-    engine: HybridEngine, token_ids: list[int], mode: Mode, name: str, **params: Any
+    engine: HybridEngine, token_ids: list[int], mode: Mode | Ask, name: str, **params: Any
 ) -> tuple[Record, list[int]]:
     """Greedy; in a task of its own, so that each request has its own record."""
 
     async def run() -> tuple[Record, list[int]]:
-        record = Record(Ask(mode))
+        record = Record(mode if isinstance(mode, Ask) else Ask(mode))
         current.set(record)
         options = {"max_tokens": MAX_TOKENS, "temperature": 0, "output_kind": RequestOutputKind.FINAL_ONLY} | params
         async for output in engine.generate({"type": "token", "prompt_token_ids": token_ids}, SamplingParams(**options), name):
@@ -323,6 +325,32 @@ async def test_latents_that_are_not_finite_fall_back_to_explicit(
             worker.latentserve.reader._net.scale.fill_(before)
 
         await engine.collective_rpc(mend)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXPLICIT, Mode.LATENT_EXPLICIT, Mode.AUTO])
+async def test_a_chain_leaves_room_for_its_answer(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase, mode: Mode
+) -> None:
+    """Where the reply's limit, or the model's length, would end within it."""
+    end, before = base.tokenizer.convert_tokens_to_ids("</think>"), engine.hybrid
+    ask = Ask(mode, options=Options(policy="always-explicit") if mode is Mode.AUTO else Options())
+    long = (prompts[0] * 20)[-(1024 - 60 - NUM_LATENTS) :]
+    try:
+        for prompt, limit in ((prompts[0], 60), (prompts[0], 25), (long, 500)):
+            engine.hybrid = replace(before, reserve=None)
+            record, tokens = await generate(engine, prompt, ask, "unbounded", max_tokens=limit, ignore_eos=True)
+            assert record.is_unanswered == (end not in tokens)
+            engine.hybrid = replace(before, reserve=Reserve(12))
+            record, bounded = await generate(engine, prompt, ask, "bounded", max_tokens=limit, ignore_eos=True)
+            assert len(bounded) == len(tokens)
+            assert 12 <= len(bounded) - bounded.index(end) - 1 <= 14 or bounded.index(end) == tokens.index(end)
+            assert (record.is_unanswered, record.public()["unanswered"]) == (False, False)
+            assert record.thinking_tokens <= record.public()["thinking_budget"] + 2
+        record, tokens = await generate(engine, prompts[0], ask, "own", max_tokens=60, thinking_token_budget=5)
+        assert record.public()["thinking_budget"] == 5
+        assert tokens.index(end) <= 6
+    finally:
+        engine.hybrid = before
 
 
 async def test_reserved_tokens_are_refused(engine: HybridEngine, bundle: Bundle, prompts: list[list[int]]) -> None:
