@@ -73,6 +73,8 @@ class Limits:
     thinking_cap: int | None = None
     """Thinking tokens that the client, or the server, allows at most."""
     can_escalate: bool = True
+    max_tokens: int | None = None
+    """Generated tokens that the request, or the model's length, allows; None: nobody knows."""
     thinking: Mode = Mode.EXPLICIT
     """What questions that a cheap answer does not suffice for are answered with."""
 

@@ -33,8 +33,10 @@ class Options(BaseModel):
         asked = {name: value for name in Target.model_fields if (value := getattr(self, name)) is not None}
         return Target(**asked) if asked else None
 
-    def limits(self, can_think_latent: bool, thinking_cap: int | None, thinking: Mode = Mode.EXPLICIT) -> Limits:
-        return Limits(can_think_latent, self.max_cost, thinking_cap, self.escalate, thinking)
+    def limits(
+        self, can_think_latent: bool, thinking_cap: int | None, thinking: Mode = Mode.EXPLICIT, max_tokens: int | None = None
+    ) -> Limits:
+        return Limits(can_think_latent, self.max_cost, thinking_cap, self.escalate, max_tokens, thinking)
 
 
 class Router:

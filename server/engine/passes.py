@@ -80,8 +80,13 @@ class Passes:
 
     @property
     def limits(self) -> Limits:
-        cap = self.question.params.thinking_token_budget
-        return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap, self.engine.hybrid.thinking)
+        hybrid, cap = self.engine.hybrid, self.question.params.thinking_token_budget
+        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self._most_tokens())
+
+    def _most_tokens(self, opening: tuple[int, ...] = ()) -> int:
+        """That an answer may have: what the request allows, or what the question, and what stands after it, leave free."""
+        most = self.engine.model_config.max_model_len - len(self.question.token_ids) - len(opening)
+        return most if self.question.params.max_tokens is None else min(most, self.question.params.max_tokens)
 
     @asynccontextmanager
     async def reading(self, *, begins: bool = False) -> AsyncIterator[Verdict]:
@@ -207,8 +212,7 @@ class Passes:
         params, reserve = self.question.params, self.engine.hybrid.reserve
         bounds = [decision.thinking_budget, params.thinking_token_budget]
         if reserve:
-            room = self.engine.model_config.max_model_len - len(self.question.token_ids) - len(self._opening(decision))
-            bounds.append(reserve.budget(room if params.max_tokens is None else min(room, params.max_tokens)))
+            bounds.append(reserve.budget(self._most_tokens(self._opening(decision))))
         return replace(decision, thinking_budget=min((bound for bound in bounds if bound is not None), default=None))
 
     def _opening(self, decision: Decision) -> tuple[int, ...]:
@@ -366,8 +370,8 @@ class Passes:
         number = self.record.latent_tokens
         if decision.mode.thinks_in_text:
             suffix = self._opening(decision)
-            if decision.thinking_budget is not None:
-                params.thinking_token_budget = decision.thinking_budget
+            if decision.thinking_budget is not None:  # vLLM counts from the open tag on, which may stand in the prompt
+                params.thinking_token_budget = decision.thinking_budget + max(0, len(suffix) - 1)
             if decision.temperature is not None and not self.ask.names_temperature:
                 params.temperature = decision.temperature
         else:
@@ -380,8 +384,6 @@ class Passes:
             work = Overlay(
                 self._key, number, len(self.question.token_ids) + len(layout.before_latents), params.n + self._keeps_latents
             )
-            if decision.mode.thinks_in_text and params.thinking_token_budget is not None:
-                params.thinking_token_budget += number  # vLLM counts from the open tag on
         if work:
             params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         return self.question.prompt_with(suffix), params, options
