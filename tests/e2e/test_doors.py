@@ -19,7 +19,7 @@ from reasoning_net.frozen import FrozenBase
 from server.http.routes import PROTECTED, is_public
 from tests.conftest import running_server
 
-RESERVE = 16
+RESERVE, LOW = 16, {"reasoning_effort": "low"}
 KEY = {"Authorization": "Bearer secret"}
 CHAT = "/v1/chat/completions"
 
@@ -141,6 +141,23 @@ def test_efforts_have_budgets_and_an_answer_always_comes(
         assert choice["message"]["content"]
         assert reply.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] <= (budget or 1000) + 2
     assert unanswered(http) == before
+
+
+def test_an_effort_that_needs_no_chain_has_a_budget_for_nothing(http: httpx.Client, asked: list[Question]) -> None:
+    low, latent = (http.post(CHAT, json=chat(asked[0], **f), headers=KEY).json() for f in (LOW, {"mode": "latent"}))
+    assert low["choices"][0]["message"] == latent["choices"][0]["message"]
+    assert low["route"]["mode"] == "latent"
+    assert not {"thinking_budget", "unanswered"} & set(low["route"])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 6])
+def test_a_limit_that_is_too_small_for_anything_is_kept(http: httpx.Client, asked: list[Question], limit: int) -> None:
+    before = unanswered(http)
+    reply = http.post(CHAT, json=chat(asked[0], mode="explicit", max_tokens=limit), headers=KEY).json()
+    assert reply["usage"]["completion_tokens"] == limit
+    assert reply["route"]["thinking_budget"] == max(0, limit // 2 - 2)
+    assert reply["route"]["unanswered"] == (limit == 1), "the tags take two tokens"
+    assert unanswered(http) == before + (limit == 1)
 
 
 def last_route(reply: httpx.Response) -> dict[str, Any]:
