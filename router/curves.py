@@ -50,7 +50,7 @@ def play(outcomes: Sequence[Outcome], calibration: Calibration, limits: Limits) 
         "utility, no check": under(
             (Utility(calibration, price) for price in unchecked), Limits(limits.can_think_latent, can_escalate=False)
         ),
-        "DiffAdapt": under([DiffAdapt(calibration.strategies, calibration.longest_tokens)]),
+        "DiffAdapt": under([DiffAdapt(calibration.strategies)]),
     }
     if entropies:
         thresholds = [entropies[round(at * (len(entropies) - 1) / 20)] for at in range(21)]

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -44,9 +45,11 @@ class Scores:
     tokens: float | None = None
     """Expected tokens of an explicit answer, thinking included."""
     entropy: float | None = None
-    """Of the first token of a direct answer, in nats; for bundles without a probe (GlimpRouter's signal)."""
+    """Of the first token of a direct answer, in nats; for bundles without a probe."""
     by_latents: tuple[tuple[int, float], ...] = field(default=(), kw_only=True)
     """(number of latents, P(correct) with as many), fewest first, for numbers below the bundle's."""
+    probes: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    """By name, what probes of the operator's own say; no policy of ours reads them."""
 
     def fewest_latents(self, most: int, max_loss: float) -> int:
         """As many as are expected to lose no more P(correct) than `max_loss` against `most`; that where nothing is known."""
@@ -70,6 +73,8 @@ class Limits:
     thinking_cap: int | None = None
     """Thinking tokens that the client, or the server, allows at most."""
     can_escalate: bool = True
+    max_tokens: int | None = None
+    """Generated tokens that the request, or the model's length, allows; None: nobody knows."""
     thinking: Mode = Mode.EXPLICIT
     """What questions that a cheap answer does not suffice for are answered with."""
 

@@ -6,12 +6,17 @@ states that feed the reasoning network, in the same engine step; those of earlie
 Shapes: B batch, T prompt tokens, N latent tokens, d hidden size of the base, F features, A targets, L earlier layers.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from router.probe_config import Feature, Output, ProbeConfig
+from router.user_probe import ProbeFile
 
-__all__ = ["Feature", "Output", "Probe", "ProbeConfig"]
+__all__ = ["Feature", "Output", "Probe", "ProbeConfig", "UserProbe", "read_features"]
 
 
 class Probe(nn.Module):
@@ -60,11 +65,32 @@ class Probe(nn.Module):
     def features(self, hidden_states: Tensor, mask: Tensor, latents: Tensor | None) -> Tensor:
         """Features (B, F) from the final states and those of the config's layers (B, 1 + L, T, d), padded on the left, their
         mask (B, T), and z (B, N, d) where there is a network."""
-        parts: dict[str, Tensor] = {"last": hidden_states[:, :, -1].flatten(1)}
-        if "mean" in self.config.features:
-            weights = mask[:, None, :, None].to(hidden_states.dtype)
-            parts["mean"] = ((hidden_states * weights).sum(2) / weights.sum(2)).flatten(1)
-        if "latents" in self.config.features:
-            assert latents is not None, "a probe that reads latents is served with its reasoning network"
-            parts["latents"] = latents[:, :16].mean(1)
-        return torch.cat([parts[name] for name in self.config.features], dim=-1)
+        return read_features(self.config.features, hidden_states, mask, latents)
+
+
+class UserProbe(nn.Module):
+    """Of a file: linear, or an MLP with one hidden layer."""
+
+    def __init__(self, file: ProbeFile) -> None:
+        super().__init__()
+        self.file = file
+        first, *rest = (nn.Linear(*sizes) for sizes in pairwise(file.sizes))
+        self.layers = nn.Sequential(first, nn.ReLU(), *rest) if rest else first
+        self.layers.load_state_dict({name: tensor.float() for name, tensor in load_file(file.path).items()})
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores (B, A) from features (B, F)."""
+        outputs = self.layers(features)
+        return outputs.sigmoid() if self.file.config.activation == "sigmoid" else outputs
+
+
+def read_features(names: Sequence[Feature], hidden_states: Tensor, mask: Tensor, latents: Tensor | None) -> Tensor:
+    """(B, F), side by side, from states (B, 1 + L, T, d), padded on the left, their mask (B, T), and z (B, N, d)."""
+    parts: dict[str, Tensor] = {"last": hidden_states[:, :, -1].flatten(1)}
+    if "mean" in names:
+        weights = mask[:, None, :, None].to(hidden_states.dtype)
+        parts["mean"] = ((hidden_states * weights).sum(2) / weights.sum(2)).flatten(1)
+    if "latents" in names:
+        assert latents is not None, "a probe that reads latents is served with its reasoning network"
+        parts["latents"] = latents[:, :16].mean(1)
+    return torch.cat([parts[name] for name in names], dim=-1)

@@ -52,6 +52,7 @@ def scores_of(outputs: Mapping[str, Sequence[float]]) -> list[Scores]:
         Scores(
             **{name: values[row] for name, values in targets.items()},
             by_latents=tuple((number, values[row]) for number, values in ladder),
+            probes={},
         )
         for row in range(len(next(iter(outputs.values()))))
     ]

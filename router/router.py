@@ -33,8 +33,10 @@ class Options(BaseModel):
         asked = {name: value for name in Target.model_fields if (value := getattr(self, name)) is not None}
         return Target(**asked) if asked else None
 
-    def limits(self, can_think_latent: bool, thinking_cap: int | None, thinking: Mode = Mode.EXPLICIT) -> Limits:
-        return Limits(can_think_latent, self.max_cost, thinking_cap, self.escalate, thinking)
+    def limits(
+        self, can_think_latent: bool, thinking_cap: int | None, thinking: Mode = Mode.EXPLICIT, max_tokens: int | None = None
+    ) -> Limits:
+        return Limits(can_think_latent, self.max_cost, thinking_cap, self.escalate, max_tokens, thinking)
 
 
 class Router:
@@ -71,9 +73,20 @@ class Router:
         return {
             "policy": self.policy.name,
             "point": self.point.model_dump(exclude_none=True) if self.point else None,
+            "advice": self.advice,
             "drift": self.drift.psi,
             "calibration": calibration.model_dump(exclude_none=True, exclude=_PRIVATE) if calibration else None,
         }
+
+    @property
+    def advice(self) -> str | None:
+        """Where mode auto could decide better."""
+        if self.policy.name != "entropy":
+            return None
+        return (
+            "Without a probe, mode auto goes by the entropy of a first token, which says little. A probe takes minutes: "
+            "`latentserve router fit`."
+        )
 
     def _settle(self, point: Point | None) -> None:
         uses_price = self.policy.name == "utility"

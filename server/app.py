@@ -46,7 +46,7 @@ async def create_app(
     keep_supported(app)
     terms = Terms(
         settings.default_mode, hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app),
-        settings.reasoning_content,
+        settings.reasoning_content, settings.budgets_by_effort,
     )  # fmt: skip
     if keys := KeyRing(api_keys(args, settings.operator_key), settings.api_keys_file):
         app.user_middleware.append(Middleware(KeyGuard, keys=keys))
@@ -63,7 +63,7 @@ async def create_app(
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     mount_metrics(app)
     readiness.mount(app, engine, admission)
-    mount_router(app, hybrid.router, bundle, settings.operator_key)
+    mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes)
     names = available_modes(bundle, can_mix=settings.soft_thinking)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
@@ -130,6 +130,8 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
     address, sock = listen(args)
     metrics, readiness = Metrics(), Readiness()
     async with start_engine(args, settings, bundle, metrics, helper) as engine:
+        if advice := engine.hybrid.router.advice:
+            logger.warning(advice)
         admission = new_admission(engine, metrics)
         app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))

@@ -14,6 +14,7 @@ import yaml
 
 from reasoning_net.errors import BundleError
 from reasoning_net.manifest import Manifest
+from router.user_probe import read_probes
 from server.engine.errors import ConfigurationError
 from server.settings import Settings, split_file
 
@@ -24,6 +25,7 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     _check_model(settings)
     _check_bundle(settings)
     _check_memory(settings)
+    read_probes(settings.probe)
     if settings.api_keys_file:
         from server.http.keys import read_keys
 

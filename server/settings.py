@@ -9,17 +9,18 @@ from typing import Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.manifest import Manifest
-from reasoning_net.options import HOST, PORT
+from reasoning_net.options import HOST, PORT, commas
 from router.exits import Exits
 from router.helper import HelpRule
 from router.helper import Policy as HelpPolicy
 from router.policies.named import Name
 from router.policy import Mode, NumLatents
 from router.router import Router
+from server.http.efforts import parse_budgets
 
 __all__ = ["DEMO_BUNDLE", "DEMO_MODEL", "OUR_FLAGS", "Settings", "split_file"]
 
@@ -50,6 +51,9 @@ class Settings(BaseSettings):
     helper_policy: HelpPolicy = Field("glimp", description="Which steps: glimp, by entropy; reflect, by words; random.")
     helper_share: float = Field(0.2, ge=0, le=1, description="Of the steps, at most.")
     soft_thinking: bool = Field(False, description="Experimental: offer mode soft, which thinks in mixtures of tokens.")
+    probe: Annotated[tuple[Path, ...], NoDecode, commas(Path)] = Field(
+        (), description="Files of probes of your own, whose scores stand in `route.scores.probes`."
+    )
     operator_key: SecretStr | None = Field(None, description="Who sends it may switch the router while the server runs.")
     decision_log: Path | None = Field(None, description="File for one JSON line a routed request.")
     decision_log_mib: int = Field(64, gt=0, description="Size at which the decision log is rotated; four old files are kept.")
@@ -71,6 +75,14 @@ class Settings(BaseSettings):
         None, description="YAML file of clients' keys, hashed, with their limits; read again when it changes."
     )
     max_thinking_tokens: int | None = Field(None, gt=0, description="Of any answer; after the cut the model answers.")
+    effort_budgets: str | None = Field(
+        None, description="Thinking tokens by reasoning effort, such as low=256,medium=1024; of efforts not named, no limit."
+    )
+    answer_reserve_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Of a reply's max_tokens, that its chain leaves to the answer; at most half of them.",
+    )
     long_slots: int | None = Field(
         None, gt=0, description="Chains that are not predicted to be ordinary run at once; half of --max-num-seqs by default."
     )
@@ -92,6 +104,21 @@ class Settings(BaseSettings):
         if (number := int(value) if str(value).isdigit() else 0) > 0:
             return number
         raise ValueError("must be greater than 0, or auto")
+
+    @field_validator("probe", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("effort_budgets")
+    @classmethod
+    def _of_known_efforts(cls, value: str | None) -> str | None:
+        parse_budgets(value)
+        return value
+
+    @property
+    def budgets_by_effort(self) -> dict[str, int]:
+        return parse_budgets(self.effort_budgets)
 
     @property
     def num_latents(self) -> NumLatents | None:

@@ -111,6 +111,8 @@ def modes() -> list[Panel]:
         quantiles("Reasoning network", "latentserve_network_seconds", _MODES),
         quantiles("Probe", "latentserve_probe_seconds", _MODES),
         panel("Tokens a second", "short", {"{{mode}} {{kind}}": rate("latentserve_tokens_total", "mode, kind", _MODES)}),
+        panel("Replies without an answer", "reqps", {"{{mode}}": rate("latentserve_unanswered_total", "mode", _MODES)},
+              description="They ended inside thinking: --answer-reserve-tokens keeps tokens for the answer."),
         panel("Thinking tokens saved a second", "short", {
             "saved": total("latentserve_thinking_tokens_saved_total"),
             "discarded": total("latentserve_tokens_total", f'{_WHERE}, kind="discarded"'),

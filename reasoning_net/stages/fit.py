@@ -33,6 +33,7 @@ from reasoning_net.tasks import TaskSpec
 from router.calibration import Confidence, Target, log_odds
 from router.figures import auroc, brier, calibration_error, reliability
 from router.outcomes import Outcome, to_tensors
+from router.policies.diffadapt import Strategies
 from router.policy import Mode, Scores
 from router.probe import Feature, Probe
 from router.probe_config import rung, scores_of
@@ -71,6 +72,8 @@ class FitConfig:
     """What the probe reads, of last, mean, latents; by default last, and latents where there is a network, else mean."""
     layers: Annotated[tuple[PositiveInt, ...], commas(int)] = ()
     """Earlier layers whose states join last and mean, such as 2,4."""
+    prompts: bool = False
+    """Under policy diffadapt, chains begin with a sentence on how to think: for bases that follow one; the demo's does not."""
     seed: Seed = 1
 
 
@@ -96,7 +99,8 @@ def main(config: FitConfig) -> dict[str, Any]:
     outcomes, confidence = calibration_outcomes(held, per_question, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
     calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, config.thinking)
-    calibration = calibration.model_copy(update={"latent_loss": config.max_loss})
+    strategies = Strategies.prompted(bundle.manifest.layout.before_latents) if config.prompts else Strategies()
+    calibration = calibration.model_copy(update={"latent_loss": config.max_loss, "strategies": strategies})
     figures = report(probe, held, cheap)
     if probe.config.ladder:
         figures |= report_ladder(per_question, held, number, config.max_loss)

@@ -148,7 +148,7 @@ class Observer:
 
 
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
-    """In nats, of the first token of a direct answer (GlimpRouter's signal), (B,). The prompt's cache is used up."""
+    """In nats, of the first token of a direct answer, (B,). The prompt's cache is used up."""
     direct = base.embed(torch.tensor([layout.direct], device=base.device)).expand(len(prompt.mask), -1, -1)
     log_probs = base.model.lm_head(base.extend(prompt, direct)[:, -1]).float().log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1).cpu()

@@ -1,7 +1,8 @@
-"""DiffAdapt (ICLR 2026): Easy, Normal and Hard questions, each thought through in its own way.
+"""DiffAdapt (ICLR 2026): Easy, Normal and Hard questions, each thought through in its own way. Always explicit.
 
-The paper trains a classifier on labels from accuracy and token entropy. Ours takes the classes from the calibrated
-probabilities: Easy where the cheap mode would do, Hard where even explicit thinking would not. Always explicit.
+The paper trains a classifier on labels from ten explicit answers: Normal where enough of them are right and their tokens are
+certain, else Hard where too few are right, else Easy: right, but uncertain. Ours has no entropies, and takes the classes from
+the calibrated probabilities: Easy is where the cheap mode would do as well.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from router.policy import Decision, Limits, Policy, Scores, is_usable
 
+_PROMPTS = {
+    "easy": "I solve this directly, and then verify the result.",
+    "normal": "I work through this systematically, step by step.",
+    "hard": "This is hard, and I have little room: I choose one strategy, and keep to what is decisive.",
+}
+"""After the paper's descriptions, in words of ours."""
+
 
 class Strategy(BaseModel):
     """How one class is thought through."""
@@ -17,7 +25,7 @@ class Strategy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float
-    budget: float = Field(description="Share of the longest chain.")
+    budget: float = Field(description="Share of the generation limit.")
     suffix: str = Field("", description="What the thinking starts with.")
 
 
@@ -33,25 +41,35 @@ class Strategies(BaseModel):
     hard_below: float = Field(
         0.5, description="P(correct) of explicit thinking; such a question fails fast, on half the budget."
     )
+    max_tokens: int | None = Field(None, gt=0, description="Generation limit; None: what a request, or the model, allows.")
+
+    @classmethod
+    def prompted(cls, opening: str) -> "Strategies":
+        """With sentences that thinking starts with, for bases that follow them. `opening`: what stands before a chain."""
+        strategies = cls()
+        named = ((name, getattr(strategies, name)) for name in _PROMPTS)
+        return cls(**{name: one.model_copy(update={"suffix": f"{opening}{_PROMPTS[name]}\n"}) for name, one in named})
 
 
 @dataclass(frozen=True)
 class DiffAdapt(Policy):
     name = "diffadapt"
     strategies: Strategies
-    longest_tokens: float
 
     def decide(self, scores: Scores, limits: Limits) -> Decision:
         strategies = self.strategies
         cheap, explicit = scores.correct(limits.cheap), scores.explicit
         if not is_usable(cheap, explicit):
             return Decision(limits.thinking, None, None, "score_not_finite", limits.budget(None))
-        if explicit is not None and explicit < strategies.hard_below:
+        is_right = explicit is None or explicit >= strategies.hard_below
+        needs_thinking = cheap is None or cheap < strategies.easy_from
+        if is_right and needs_thinking:
+            return self._think(strategies.normal, cheap, strategies.easy_from, "normal", limits)
+        if not is_right:
             return self._think(strategies.hard, explicit, strategies.hard_below, "hard", limits)
-        if cheap is not None and cheap >= strategies.easy_from:
-            return self._think(strategies.easy, cheap, strategies.easy_from, "easy", limits)
-        return self._think(strategies.normal, cheap, strategies.easy_from, "normal", limits)
+        return self._think(strategies.easy, cheap, strategies.easy_from, "easy", limits)
 
     def _think(self, strategy: Strategy, score: float | None, threshold: float, reason: str, limits: Limits) -> Decision:
-        budget = limits.budget(strategy.budget * self.longest_tokens)
+        most = self.strategies.max_tokens or limits.max_tokens
+        budget = limits.budget(None if most is None else strategy.budget * most)
         return Decision(limits.thinking, score, threshold, reason, budget, strategy.temperature, strategy.suffix)

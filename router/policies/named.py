@@ -27,5 +27,5 @@ def make(name: str, calibration: Calibration | None, price: float | None = None,
             "fit`, or choose the policy entropy."
         )
     if name == "diffadapt":
-        return DiffAdapt(calibration.strategies, calibration.longest_tokens)
+        return DiffAdapt(calibration.strategies)
     return Utility(calibration, calibration.point.price if price is None else price)

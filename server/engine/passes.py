@@ -84,8 +84,13 @@ class Passes:
 
     @property
     def limits(self) -> Limits:
-        cap = self.question.params.thinking_token_budget
-        return self.ask.options.limits(self.engine.hybrid.can_think_latent, cap, self.engine.hybrid.thinking)
+        hybrid, cap = self.engine.hybrid, self.question.params.thinking_token_budget
+        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self._most_tokens())
+
+    def _most_tokens(self, opening: tuple[int, ...] = ()) -> int:
+        """That an answer may have: what the request allows, or what the question, and what stands after it, leave free."""
+        most = self.engine.model_config.max_model_len - len(self.question.token_ids) - len(opening)
+        return most if self.question.params.max_tokens is None else min(most, self.question.params.max_tokens)
 
     @asynccontextmanager
     async def reading(self, *, begins: bool = False) -> AsyncIterator[Verdict]:
@@ -125,7 +130,7 @@ class Passes:
         number, params = hybrid.most_latents(self.ask.num_latents), self.question.params.clone()
         start = len(question.token_ids) + len(hybrid.layout.before_latents)
         work = Think(uuid.uuid4().hex, number, len(question.token_ids), start, self.ask.explains)
-        params.logprobs, params.output_kind = Verdict.num_values(hybrid.ladder), RequestOutputKind.DELTA
+        params.logprobs, params.output_kind = hybrid.num_verdict_values, RequestOutputKind.DELTA
         params.extra_args = (params.extra_args or {}) | to_extra_args(work)
         block = self.engine.vllm_config.cache_config.block_size
         self._shared = (len(question.token_ids) - 1) // block * block  # the block after them is this request's own
@@ -133,7 +138,7 @@ class Passes:
         self._begun = self.engine.run(prompt, params, unique_id(question.label), **options)
         if (first := await anext(self._begun, None)) is None:
             raise GenerationError(_GAVE_UP)
-        verdict = Verdict.of(self._logprobs_of(first), hybrid.ladder)
+        verdict = hybrid.verdict(self._logprobs_of(first))
         self._begun = _after(first, self._begun)
         self._has_read(work, verdict, started)
         return verdict
@@ -160,16 +165,14 @@ class Passes:
         self._key = uuid.uuid4().hex
         number = hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0
         work = Read(self._key, number, explains=self.ask.explains)
-        has_verdict = hybrid.has_probe or work.num_latents > 0
-        params = read_params(work, Verdict.num_values(hybrid.ladder) if has_verdict else _ENTROPY_LOGPROBS)
-        # Without a probe the first token of a direct answer is the signal.
-        values = self._logprobs_of(
-            await self._last_of(question.prompt_with(() if has_verdict else hybrid.layout.direct), params)
-        )
-        if has_verdict:
-            verdict = Verdict.of(values, hybrid.ladder)
-        else:
-            verdict = Verdict(True, 0.0, 0.0, Scores(entropy=_entropy(values)))
+        verdict, is_scored = Verdict(True, 0.0, 0.0), hybrid.has_probe or work.num_latents > 0
+        if is_scored or hybrid.probes:
+            params = read_params(work, hybrid.num_verdict_values)
+            verdict = hybrid.verdict(self._logprobs_of(await self._last_of(question.prompt_with(()), params)))
+        if not is_scored:  # then the first token of a direct answer is the signal
+            params = read_params(None, _ENTROPY_LOGPROBS)
+            values = self._logprobs_of(await self._last_of(question.prompt_with(hybrid.layout.direct), params))
+            verdict = replace(verdict, scores=replace(verdict.scores, entropy=_entropy(values)))
         self._has_read(work, verdict, started)
         return verdict
 
@@ -202,7 +205,25 @@ class Passes:
             if self.ask.mode != Mode.AUTO:
                 self.engine.refuse(reason)
             decision = self.demoted(decision, reason.reason)
-        self.record.decided(decision, self._latents_of(decision))
+        self.record.decided(self._bounded(decision), self._latents_of(decision))
+
+    def _bounded(self, decision: Decision) -> Decision:
+        """With the budget of its chain: the least that the policy, the request, and what the answer needs allow."""
+        if not decision.mode.thinks_in_text:
+            return decision
+        if not self.engine.has_thinking_budgets:
+            return replace(decision, thinking_budget=None)
+        params, reserve = self.question.params, self.engine.hybrid.reserve
+        bounds = [decision.thinking_budget, params.thinking_token_budget]
+        if reserve:
+            bounds.append(reserve.budget(self._most_tokens(self._opening(decision))))
+        return replace(decision, thinking_budget=min((bound for bound in bounds if bound is not None), default=None))
+
+    def _opening(self, decision: Decision) -> tuple[int, ...]:
+        """What stands between the question and a chain in text."""
+        layout = self.engine.hybrid.layout
+        opening = layout.opened(self._latents_of(decision)) if decision.mode.uses_latents else layout.explicit
+        return (*opening, *self.engine.encode_suffix(decision.suffix))
 
     @property
     def must_predict(self) -> bool:
@@ -250,6 +271,7 @@ class Passes:
         self.token_ids.clear()
         if self.has_given and decision.mode.uses_latents:
             decision = replace(decision, mode=Mode.EXPLICIT)  # what follows a restart is a request of its own, without latents
+        decision = self._bounded(decision)
         self.record.restarts = self.has_given
         self.record.escalate(decision, self._latents_of(decision))
 
@@ -348,7 +370,7 @@ class Passes:
         work = Read(uuid.uuid4().hex, self.record.latent_tokens, explains=True)
         prompt = self.question.prompt | {"prompt_token_ids": token_ids}
         try:
-            await self._last_of(prompt, read_params(work, Verdict.num_values(self.engine.hybrid.ladder)))
+            await self._last_of(prompt, read_params(work, self.engine.hybrid.num_verdict_values))
         finally:
             self.engine.drop_latents(work.key)
         self.record.changed_tokens += len(token_ids)
@@ -366,10 +388,9 @@ class Passes:
         work: Work | None = Forget(self._key) if self._key else None  # latents that the decision does not want
         number = self.record.latent_tokens
         if decision.mode.thinks_in_text:
-            opening = layout.opened(number) if decision.mode.uses_latents else layout.explicit
-            suffix = (*opening, *self.engine.encode_suffix(decision.suffix))
-            if decision.thinking_budget is not None and self.engine.has_thinking_budgets:
-                params.thinking_token_budget = decision.thinking_budget
+            suffix = self._opening(decision)
+            if decision.thinking_budget is not None:  # vLLM counts from the open tag on, which may stand in the prompt
+                params.thinking_token_budget = decision.thinking_budget + max(0, len(suffix) - 1)
             if decision.temperature is not None and not self.ask.names_temperature:
                 params.temperature = decision.temperature
         else:
@@ -382,8 +403,6 @@ class Passes:
             work = Overlay(
                 self._key, number, len(self.question.token_ids) + len(layout.before_latents), params.n + self._keeps_latents
             )
-            if decision.mode.thinks_in_text and params.thinking_token_budget is not None:
-                params.thinking_token_budget += number  # vLLM counts from the open tag on
         if self.ask.soft is not None and decision.mode is Mode.EXPLICIT:
             start, seed = len(self.question.token_ids) + len(suffix), params.seed
             self._mixed = work = Mix(
@@ -406,9 +425,10 @@ class Passes:
             output.num_cache_creation_tokens = record.cache_creation_tokens
 
 
-def read_params(work: Read, logprobs: int) -> SamplingParams:
+def read_params(work: Read | None, logprobs: int) -> SamplingParams:
     """Of a pass that only reads."""
-    return SamplingParams(max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, extra_args=to_extra_args(work))
+    extra_args = to_extra_args(work) if work else None
+    return SamplingParams(max_tokens=1, temperature=0, detokenize=False, logprobs=logprobs, extra_args=extra_args)
 
 
 async def _after(first: RequestOutput, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:

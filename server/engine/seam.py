@@ -26,7 +26,9 @@ from router.exits import ExitRule, Exits
 from router.helper import HelpRule
 from router.policy import Decision, Mode, NumLatents, Scores
 from router.router import Router
+from router.user_probe import ProbeFile, output_names
 from server.engine import modes
+from server.engine.budgets import Reserve, reserve_of
 from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.helper import Helper
@@ -70,6 +72,10 @@ class Hybrid:
     """By which a helper writes steps of chains, where a request does not say; None without one."""
     tags: tuple[int | None, int | None]
     """The one token that opens thinking, and the one that closes it; None where that is not one token."""
+    reserve: Reserve | None = None
+    """What chains leave of a reply to its answer."""
+    probes: tuple[ProbeFile, ...] = ()
+    """Of the operator's own."""
 
     @property
     def can_think_latent(self) -> bool:
@@ -79,6 +85,14 @@ class Hybrid:
     def can_explain(self) -> bool:
         """Whether it can be said what latents say."""
         return self.can_think_latent and self.can_read_latents
+
+    @property
+    def num_verdict_values(self) -> int:
+        return Verdict.num_values(self.ladder, output_names(self.probes))
+
+    def verdict(self, logprobs: list[float]) -> Verdict:
+        """From the log-probabilities of the first token after a question that was read."""
+        return Verdict.of(logprobs, self.ladder, output_names(self.probes))
 
     def most_latents(self, asked: NumLatents | None) -> int:
         """That may stand in for the chain."""
@@ -172,8 +186,8 @@ class HybridEngine(AsyncLLM):
     async def install(
         self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
-        max_thinking_tokens: int | None = None, exits: Exits = "auto", soft_thinking: bool = False,
-        helper: Helper | None = None,
+        max_thinking_tokens: int | None = None, exits: Exits = "auto", answer_reserve_tokens: int | None = None,
+        probes: tuple[ProbeFile, ...] = (), soft_thinking: bool = False, helper: Helper | None = None,
     ) -> None:  # fmt: skip
         """Switch hybrid reasoning on, with the bundle that the worker has loaded. Called once, before the first request."""
         manifest = bundle.manifest if bundle else None
@@ -202,6 +216,8 @@ class HybridEngine(AsyncLLM):
             can_mix=soft_thinking,
             help=helper.rule if helper else None,
             tags=(start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None),
+            reserve=reserve_of(config, answer_reserve_tokens),
+            probes=probes,
         )
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
@@ -351,13 +367,13 @@ class HybridEngine(AsyncLLM):
 
     @property
     def has_thinking_budgets(self) -> bool:
-        return self.vllm_config.reasoning_config is not None
+        config = self.vllm_config.reasoning_config
+        return config is not None and config.enabled
 
     async def inspect(self, token_ids: list[int], num_latents: int = 0) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""
         key = unique_id("inspect")
-        work, num_values = Read(key, num_latents, keep_states=True), Verdict.num_values(self.hybrid.ladder)
-        params = read_params(work, num_values)
+        params = read_params(Read(key, num_latents, keep_states=True), self.hybrid.num_verdict_values)
         try:
             async for _ in self.run({"type": "token", "prompt_token_ids": token_ids}, params, key):
                 pass

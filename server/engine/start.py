@@ -17,10 +17,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.layout import Layout
+from reasoning_net.manifest import Manifest
+from router.user_probe import ProbeFile, average, output_names, read_probes
 from server.engine.errors import ConfigurationError
 from server.engine.helper import Helper
 from server.engine.seam import HybridEngine
-from server.engine.worker.networks import with_bundle
+from server.engine.work import Verdict
+from server.engine.worker.networks import with_networks
 from server.observe.metrics import Metrics
 from server.settings import OUR_FLAGS, Settings, split_file
 
@@ -152,8 +155,9 @@ _WORKERS = {
 }
 
 
-def hybrid_config(engine_args: AsyncEngineArgs, bundle: Bundle | None) -> VllmConfig:
-    """vLLM's configuration, with our scheduler (blocks with latents are private) and our worker (which loads the bundle)."""
+def hybrid_config(engine_args: AsyncEngineArgs, bundle: Bundle | None, probes: Sequence[ProbeFile] = ()) -> VllmConfig:
+    """vLLM's configuration, with our scheduler (blocks with latents are private) and our worker (which loads the bundle and the
+    operator's probes, if these fit: else it raises `RouterError`)."""
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     name = "HybridAsyncScheduler" if config.scheduler_config.async_scheduling else "HybridScheduler"
     config.scheduler_config.scheduler_cls = f"server.engine.worker.hooks.{name}"
@@ -161,12 +165,24 @@ def hybrid_config(engine_args: AsyncEngineArgs, bundle: Bundle | None) -> VllmCo
     if worker not in _WORKERS:
         raise ConfigurationError(f"vLLM's worker here is {worker}: only those for CPUs and for NVIDIA's GPUs are supported.")
     config.parallel_config.worker_cls = _WORKERS[worker]
-    if bundle and bundle.manifest.num_states and config.kv_transfer_config is not None:
-        raise ConfigurationError(
-            "The bundle reads every position of a prompt, whose states no KV connector brings. Remove --kv-transfer-config."
-        )
-    with_bundle(config, bundle)
+    _fit_reading(config, bundle.manifest if bundle else None, probes)
+    with_networks(config, bundle, probes)
     return config
+
+
+def _fit_reading(config: VllmConfig, manifest: Manifest | None, probes: Sequence[ProbeFile]) -> None:
+    """Make room for what reading a question brings, or refuse what cannot be read."""
+    for probe in probes:
+        probe.check(config.model_config.get_hidden_size(), has_latents=bool(manifest and manifest.reasoning_net))
+    reads_all = average(probes) or bool(manifest and manifest.num_states)
+    if reads_all and config.kv_transfer_config is not None:
+        raise ConfigurationError(
+            "The bundle, or a probe, reads every position of a prompt, whose states no KV connector brings. Remove "
+            "--kv-transfer-config."
+        )
+    most, ladder = config.model_config.max_logprobs, manifest.probe.ladder if manifest and manifest.probe else ()
+    if probes and most >= 0:  # a verdict travels in log-probabilities
+        config.model_config.max_logprobs = max(most, Verdict.num_values(ladder, output_names(probes)))
 
 
 @asynccontextmanager
@@ -175,7 +191,13 @@ async def start_engine(
 ) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit, as is the helper's client."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    config = hybrid_config(engine_args, bundle)
+    probes = read_probes(settings.probe)
+    config = hybrid_config(engine_args, bundle, probes)
+    knows_chains = config.reasoning_config is not None and config.reasoning_config.enabled
+    if not knows_chains and (settings.effort_budgets or settings.answer_reserve_tokens):
+        raise ConfigurationError(
+            "--effort-budgets and --answer-reserve-tokens need to know where a chain ends. Name the base's --reasoning-parser."
+        )
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
@@ -197,6 +219,8 @@ async def start_engine(
             soft_thinking=settings.soft_thinking,
             helper=helper,
             max_thinking_tokens=settings.max_thinking_tokens,
+            answer_reserve_tokens=settings.answer_reserve_tokens,
+            probes=probes,
         )
         await engine.reset_mm_cache()
         yield engine

@@ -20,6 +20,7 @@ from router.policy import Mode
 from router.router import Options
 from router.soft import SoftThinking
 from server.engine import modes
+from server.http.efforts import MODE_OF
 from server.http.errors import BadRequestError
 from server.observe.record import Ask
 
@@ -30,10 +31,6 @@ AS_CHAT = (ROUTE_PATH, EXPLAIN_PATH)
 """What takes a chat completion's body, and answers something else."""
 CHAT_PATHS = (CHAT_PATH, "/v1/responses", "/v1/messages", *AS_CHAT)
 GENERATING_PATHS = (*CHAT_PATHS, COMPLETIONS_PATH)
-_EFFORT = {
-    "none": Mode.DIRECT, "minimal": Mode.LATENT, "low": Mode.LATENT, "medium": Mode.AUTO,
-    "high": Mode.EXPLICIT, "xhigh": Mode.EXPLICIT, "max": Mode.EXPLICIT,
-}  # fmt: skip
 _OWN_FIELDS = ("mode", "num_latent_tokens", "router", "exit", "helper", "soft", "explain", "timeout_seconds")
 _MAX_ANSWERS = 128  # of one request, as OpenAI's
 _MAX_ID = 128
@@ -56,6 +53,8 @@ class Terms:
     """By path: the fields that vLLM reads."""
     reasoning_content: bool = False
     """Thinking text is repeated as `reasoning_content`."""
+    effort_budgets: Mapping[str, int] = field(default_factory=dict)
+    """Thinking tokens by effort."""
 
 
 def parse(raw: bytes) -> Any:
@@ -128,8 +127,11 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
         for name in _OF_THE_ANSWER:
             body.pop(name, None)
     only_route, verifies = path == ROUTE_PATH, path == EXPLAIN_PATH
+    budget = wish.thinking_budget
+    if budget is None and body.get("thinking_token_budget") is None:  # a number says more than an effort
+        budget = terms.effort_budgets.get(wish.effort or "")
     return Ask(
-        mode, num_latents, options, wish.thinking_budget, names_temperature=body.get("temperature") is not None,
+        mode, num_latents, options, budget, names_temperature=body.get("temperature") is not None,
         exit=may_exit, help=may_help, soft=soft,
         only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
     )  # fmt: skip
@@ -184,6 +186,7 @@ class Wish:
     may_narrow: bool = False
     """`auto` was named by an alias or the header: an effort says more."""
     thinking_budget: int | None = None
+    effort: str | None = None
 
     def mode(self, terms: Terms) -> str:
         implied = self.implied
@@ -207,17 +210,18 @@ def take_wish(body: Body, header: str | None) -> Wish:
     field_ = body.pop("mode", None)
     sources = ((field_, "mode"), (alias if alias in modes.registered() else None, "model"), (header, MODE_HEADER))
     named = next((_mode(value, param) for value, param in sources if value is not None), None)
-    implied, said = _effort(body)
+    effort, said = _effort(body)
+    implied = MODE_OF[effort] if effort else None
     thinking, budget, param = _thinking(body)
     if implied is None and thinking is not None:
         implied, said = (Mode.EXPLICIT if thinking else Mode.DIRECT), f"{param}={str(thinking).lower()}"
     if {named, implied} == {Mode.EXPLICIT, Mode.DIRECT}:
         raise BadRequestError(f"mode={named} contradicts {said}. Send one of the two.", "mode")
-    return Wish(named, implied, may_narrow=named == Mode.AUTO and field_ is None, thinking_budget=budget)
+    return Wish(named, implied, may_narrow=named == Mode.AUTO and field_ is None, thinking_budget=budget, effort=effort)
 
 
-def _effort(body: Body) -> tuple[Mode | None, str]:
-    """(the mode that an effort implies, how it was said)."""
+def _effort(body: Body) -> tuple[str | None, str]:
+    """(the effort, how it was said)."""
     effort, param = body.pop("reasoning_effort", None), "reasoning_effort"
     reasoning = body.get("reasoning")
     if isinstance(reasoning, dict) and "effort" in reasoning:  # the responses API
@@ -225,9 +229,9 @@ def _effort(body: Body) -> tuple[Mode | None, str]:
         effort, param = (effort, param) if effort is not None else (of_responses, "reasoning.effort")
     if effort is None:
         return None, ""
-    if not isinstance(effort, str) or effort not in _EFFORT:
-        raise BadRequestError(f"{param} must be one of {', '.join(_EFFORT)}, not {effort!r}.", param)
-    return _EFFORT[effort], f"{param}={effort}"
+    if not isinstance(effort, str) or effort not in MODE_OF:
+        raise BadRequestError(f"{param} must be one of {', '.join(MODE_OF)}, not {effort!r}.", param)
+    return effort, f"{param}={effort}"
 
 
 def _thinking(body: Body) -> tuple[bool | None, int | None, str]:

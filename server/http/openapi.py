@@ -14,6 +14,10 @@ from server.http.contract import CHAT_PATH, CHAT_PATHS, COMPLETIONS_PATH, EXPLAI
 _NUMBER, _COUNT, _TEXT, _SWITCH = {"type": "number"}, {"type": "integer"}, {"type": "string"}, {"type": "boolean"}
 _NUMBERS = {"type": "object", "additionalProperties": _NUMBER}
 _MAYBE, _MAYBE_TEXT, _MAYBE_SWITCH = ({"anyOf": [kind, {"type": "null"}]} for kind in (_NUMBER, _TEXT, _SWITCH))
+_SCORES = {
+    "type": "object", "additionalProperties": _NUMBER,
+    "properties": {"probes": {"type": "object", "additionalProperties": _MAYBE, "description": "Of the operator's own."}},
+}  # fmt: skip
 _TRACE = {
     "anyOf": [{"type": "array", "items": {
         "type": "object",
@@ -33,11 +37,10 @@ _ROUTE = {
     "description": "How a request was answered, and why.",
     "properties": {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
-        "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _NUMBERS, "stages": _NUMBERS,
+        "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _SCORES, "stages": _NUMBERS,
         "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": _COUNT,
-        "thinking_budget": _COUNT, "exit": {"type": "object"}, "soft": {"type": "object"}, "helper": {"type": "object"},
-        "trace": _TRACE,
-        "decodability": _MAYBE,
+        "thinking_budget": _COUNT, "unanswered": _SWITCH, "exit": {"type": "object"}, "soft": {"type": "object"},
+        "helper": {"type": "object"}, "trace": _TRACE, "decodability": _MAYBE,
     },
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from reasoning_net.bundle import Bundle
 from router.calibration import Target
 from router.policy import RouterError
 from router.router import Options, Router
+from router.user_probe import ProbeFile
 from server.http.contract import parse_options
 from server.http.errors import BadRequestError, ForbiddenError, LatentserveError
 
@@ -22,13 +24,16 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def mount_router(app: FastAPI, router: Router, bundle: Bundle | None, operator_key: SecretStr | None) -> None:
+def mount_router(
+    app: FastAPI, router: Router, bundle: Bundle | None, operator_key: SecretStr | None, probes: Sequence[ProbeFile] = ()
+) -> None:
     manifest = bundle.manifest if bundle else None
     fixed = {  # the fingerprint reads the whole bundle
         "bundle": bundle.fingerprint() if bundle else None,
         "probe": manifest.probe.model_dump() if manifest and manifest.probe else None,
         "measured": manifest.scores.get("router fit") if manifest else None,
         "latents": manifest.audit if manifest else None,
+        "probes": [probe.config.model_dump() for probe in probes],
     }
 
     @app.get("/v1/router")

@@ -16,6 +16,7 @@ from server.observe.record import Record
 # From a tiny model's milliseconds to a minute of explicit thinking.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 _SHARES = tuple(i / 20 for i in range(1, 21))
+_ANY_VALUE = (-100, -30, -10, -3, -1, -0.3, 0, *_SHARES, 3, 10, 30, 100)  # a probability, or a score without bounds
 _MAX_KEYS = 100
 _MAX_ID = 64
 FALLBACKS = ("latents_not_finite", "score_not_finite", "no_score")
@@ -32,6 +33,8 @@ class Metrics:
             self._checks.labels(outcome)
         for rule in Ending:
             self._exits.labels(rule)
+        for mode in (mode for mode in Mode if mode.thinks_in_text):
+            self._unanswered.labels(mode)
         for reason in FALLBACKS:
             self._fallbacks.labels(reason)
         self._failures.labels("unknown", "engine")
@@ -46,6 +49,9 @@ class Metrics:
         )
         self._fallbacks = Counter(
             "latentserve_fallbacks", "Requests that could not be answered in the mode chosen.", ["reason"]
+        )
+        self._unanswered = Counter(
+            "latentserve_unanswered", "Replies that ended inside thinking, before there was an answer.", ["mode"]
         )
         self._seconds = Histogram(
             "latentserve_request_seconds",
@@ -97,6 +103,9 @@ class Metrics:
             "P(correct) that decided, of mode auto.",
             ["mode"],
             buckets=_SHARES,
+        )
+        self._user_probes = Histogram(
+            "latentserve_probe_score", "What probes of the operator's own said, by output.", ["probe"], buckets=_ANY_VALUE
         )
         self._checks = Counter(
             "latentserve_checked_answers", "Cheap answers of mode auto that were checked, by outcome.", ["outcome"]
@@ -186,6 +195,8 @@ class Metrics:
             ("answer", record.generated_tokens - record.thinking_tokens), ("discarded", record.discarded_tokens),
         ):  # fmt: skip
             self._tokens.labels(kind, mode).inc(max(0, count))
+        if record.is_unanswered:
+            self._unanswered.labels(mode).inc()
         if record.ending:
             self._exits.labels(record.ending).inc()
         if record.help:
@@ -199,6 +210,9 @@ class Metrics:
             self._helper_tokens.inc(record.help.tokens)
         if record.soft:
             self._soft_steps.inc(record.soft["steps"])
+        for name, value in (record.scores.probes if record.scores else {}).items():
+            if math.isfinite(value):
+                self._user_probes.labels(name).observe(value)
         if record.ask.mode == "auto":
             if record.score is not None:
                 self._score.labels(mode).observe(record.score)

@@ -99,6 +99,8 @@ class Record:
     thinking_tokens: int = 0
     """Of the generated ones, those of the written chain."""
     chain_has_ended: bool = False
+    is_unanswered: bool = False
+    """What was generated ends within the chain."""
     trials: Sequence[Trial] = ()
     """Answers that were forced along the chain."""
     ending: Ending | None = None
@@ -165,6 +167,7 @@ class Record:
         if is_first_choice and self.thinks_in_text and not self.chain_has_ended:
             self.chain_has_ended = end_of_thinking in token_ids
             self.thinking_tokens += token_ids.index(end_of_thinking) + 1 if end_of_thinking in token_ids else len(token_ids)
+            self.is_unanswered = end_of_thinking is not None and not self.chain_has_ended
 
     def escalate(self, decision: Decision, latent_tokens: int = 0) -> None:
         """What was generated so far is void; another answer follows."""
@@ -206,7 +209,7 @@ class Record:
     def public(self) -> dict[str, Any]:
         """The `route` object of a response. Its stages are seconds."""
         decision, scores = self.decision, asdict(self.scores) if self.scores else {}
-        by_latents = scores.pop("by_latents", ())
+        by_latents, probes = scores.pop("by_latents", ()), scores.pop("probes", {})
         shown: dict[str, Any] = {
             "requested": self.ask.mode,
             "mode": self.mode,
@@ -218,6 +221,8 @@ class Record:
             "scores": {name: _rounded(value) for name, value in scores.items() if value is not None},
             "stages": {name: round(seconds, 5) for name, seconds in self.stages.items()},
         }
+        if probes:
+            shown["scores"]["probes"] = {name: _rounded(value) for name, value in probes.items()}
         if self.ask.explains:
             told = self.explanation
             shown |= {"trace": told.rows if told else None, "decodability": _rounded(told.decodability) if told else None}
@@ -239,8 +244,11 @@ class Record:
             shown["soft"] = self.soft
         if self.policy is not None:
             shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
-            if self.mode and self.mode.thinks_in_text and decision and decision.thinking_budget is not None:
+        if self.mode and self.mode.thinks_in_text:
+            if decision and decision.thinking_budget is not None:
                 shown["thinking_budget"] = decision.thinking_budget
+            if self.generated_tokens:
+                shown["unanswered"] = self.is_unanswered
         return shown
 
     def line(self) -> dict[str, Any]:

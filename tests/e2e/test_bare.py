@@ -2,27 +2,48 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from reasoning_net.demo.questions import Question
+from reasoning_net.frozen import FrozenBase, Prompt
 from server.settings import DEMO_MODEL
 from tests.conftest import running_server
+from tests.e2e.test_start import own_probe
 
 CHAT = "/v1/chat/completions"
 
 
+WEAK = DEMO_MODEL.parent / "weak"
+
+
 @pytest.fixture(scope="module")
-def bare(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("bare")
+def weak() -> FrozenBase:
+    return FrozenBase(WEAK)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bare")
+
+
+@pytest.fixture(scope="module")
+def own(weak: FrozenBase, directory: Path) -> tuple[Callable[[Prompt], float], Path]:
+    return own_probe(directory, weak.hidden_size)
+
+
+@pytest.fixture(scope="module")
+def bare(server: str, directory: Path, own: tuple[Callable[[Prompt], float], Path]) -> Iterator[str]:
     model = directory / "weak"
-    shutil.copytree(DEMO_MODEL.parent / "weak", model)
+    shutil.copytree(WEAK, model)
     flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager", "--helper", server)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTSERVE_REASONING_CONTENT", "true")
+        patch.setenv("LATENTSERVE_PROBE", str(own[1]))
         with running_server(directory / "log.txt", *flags) as url:
             yield url
 
@@ -52,6 +73,21 @@ def test_without_a_bundle_entropy_routes_and_latent_is_refused(bare: str, asked:
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
     deltas = [event["choices"][0]["delta"] for event in events]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning"]
+
+
+def test_probes_of_ones_own_score_a_question_and_a_server_without_a_bundle_says_what_it_lacks(
+    bare: str, asked: list[Question], weak: FrozenBase, own: tuple[Callable[[Prompt], float], Path], directory: Path
+) -> None:
+    for question in asked[:8]:
+        messages = [{"role": "user", "content": question.question}]
+        for _ in range(2):  # the second time X is cached
+            routed = httpx.post(f"{bare}/v1/route", json={"model": "plain", "messages": messages}, timeout=60).json()["route"]
+            assert set(routed["scores"]) == {"entropy", "probes"}
+            expected = own[0](weak.read([weak.prompt_ids(messages)]))
+            assert routed["scores"]["probes"] == pytest.approx({"own": expected}, rel=0.02, abs=1e-3)
+    advice = httpx.get(f"{bare}/v1/router").json()["advice"]
+    assert "latentserve router fit" in advice
+    assert (directory / "log.txt").read_text().count(advice) == 1
 
 
 def test_a_helper_writes_the_share_of_steps_that_is_asked_for(bare: str, asked: list[Question]) -> None:

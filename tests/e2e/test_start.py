@@ -5,15 +5,17 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
-from reasoning_net.frozen import FrozenBase
+from reasoning_net.frozen import FrozenBase, Prompt
 from router.policies.diffadapt import Strategies, Strategy
 from router.probe import Probe, ProbeConfig
 from server.settings import DEMO_BUNDLE
@@ -73,6 +75,27 @@ def test_policies_that_cannot_be_had(tmp_path: Path) -> None:
     assert "router fit" in start("--bundle", str(other), "--policy", "utility")
 
 
+def own_probe(directory: Path, hidden_size: int) -> tuple[Callable[[Prompt], float], Path]:
+    """One of the last and the mean state: what it says of a prompt, and its file."""
+    torch.manual_seed(1)
+    module = torch.nn.Sequential(torch.nn.Linear(2 * hidden_size, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    save_file(module.state_dict(), path := directory / "own.safetensors", {"features": "last,mean"})
+
+    def said(prompt: Prompt) -> float:
+        states = prompt.hidden_states[0]
+        with torch.no_grad():
+            return float(module(torch.cat([states[-1], states.mean(0)])).sigmoid())
+
+    return said, path
+
+
+def test_probes_that_cannot_be_had(tmp_path: Path) -> None:
+    save_file(torch.nn.Linear(200, 1).state_dict(), path := tmp_path / "own.safetensors")
+    assert "takes 200 values, and last of this base have 192" in start("--probe", str(path))
+    path.write_bytes(b"pickle")
+    assert "own.safetensors cannot be read as safetensors" in start("--probe", str(path))
+
+
 def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own(
     tmp_path: Path, base: FrozenBase, asked: list[Question]
 ) -> None:
@@ -85,7 +108,8 @@ def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own
     probe = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=("last", "mean"), layers=layers))
     probe.mix.data = torch.tensor([0.0, 1.0, 2.0])
     probe = Bundle.load(directory).update({"probe": probe}, probe=probe.config, calibration=calibration).probe()
-    with running_server(tmp_path / "log.txt", "--bundle", str(directory)) as url:
+    own, file = own_probe(tmp_path, base.hidden_size)
+    with running_server(tmp_path / "log.txt", "--bundle", str(directory), "--probe", str(file)) as url:
         for question in asked[:3]:
             messages = [{"role": "user", "content": question.question}]
             routed = httpx.post(f"{url}/v1/route", json={"model": "demo", "messages": messages}, timeout=60).json()
@@ -94,6 +118,7 @@ def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own
                 expected = probe.scores(probe.features(prompt.all_states, prompt.mask, None))
             for target, value in expected.items():
                 assert routed["route"]["scores"][target] == pytest.approx(float(value), rel=0.02, abs=1e-3)
+            assert routed["route"]["scores"]["probes"] == pytest.approx({"own": own(prompt)}, rel=0.02, abs=1e-3)
         body = {"model": "demo", "max_tokens": 16}
         chat = body | {"messages": messages, "mode": "auto", "router": {"policy": "diffadapt"}}
         thought = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()["choices"][0]["message"]

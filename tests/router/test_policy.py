@@ -4,6 +4,7 @@ import time
 import pytest
 
 from router.calibration import Calibration, Confidence, Point
+from router.policies.diffadapt import Strategies
 from router.policies.named import NAMES, make
 from router.policies.utility import Utility
 from router.policy import Limits, Mode, RouterError, Scores, requested
@@ -87,15 +88,28 @@ def test_the_thinking_budget_follows_the_expected_length_and_the_caps(limits: Li
 @pytest.mark.parametrize(
     ("asked", "reason", "temperature", "budget"),
     [
-        (scores(0.9), "easy", 0.5, 160),
-        (scores(0.5), "normal", 0.8, 400),
-        (scores(0.5, explicit=0.2), "hard", 0.4, 200),
+        (scores(0.9), "easy", 0.5, 400),
+        (scores(0.5), "normal", 0.8, 1000),
+        (scores(0.5, explicit=0.2), "hard", 0.4, 500),
+        (scores(0.9, explicit=0.2), "hard", 0.4, 500),
     ],
 )
 def test_diffadapt_thinks_in_three_ways(asked: Scores, reason: str, temperature: float, budget: int) -> None:
-    decision = make("diffadapt", CALIBRATION).decide(asked, LATENT)
+    """On shares of the generation limit, not of what chains take: it bounds them, and cuts few."""
+    policy = make("diffadapt", CALIBRATION)
+    decision = policy.decide(asked, Limits(True, max_tokens=1000))
     assert (decision.mode, decision.reason) == (Mode.EXPLICIT, reason)
     assert (decision.temperature, decision.thinking_budget) == (temperature, budget)
+    assert policy.decide(asked, LATENT).thinking_budget is None
+    fixed = CALIBRATION.model_copy(update={"strategies": Strategies(max_tokens=100)})
+    assert make("diffadapt", fixed).decide(asked, Limits(True, max_tokens=1000)).thinking_budget == budget / 10
+
+
+def test_diffadapts_chains_may_begin_with_a_sentence() -> None:
+    prompted = CALIBRATION.model_copy(update={"strategies": Strategies.prompted("<think>\n")})
+    suffixes = {make("diffadapt", prompted).decide(asked, LATENT).suffix for asked in (scores(0.9), scores(0.5))}
+    assert len(suffixes) == 2
+    assert all(suffix.startswith("<think>\nI ") and suffix.endswith(".\n") for suffix in suffixes)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ export class Answer {
     for (const [name, value] of Object.entries(scores)) {
       if (name === "tokens") {
         line(`A written chain was expected to take ${Math.round(value)} tokens.`);
+      } else if (name === "probes") {
+        for (const [probe, said] of Object.entries(value)) line(`Probe ${probe}: ${said === null ? "no number" : said.toFixed(2)}.`);
       } else if (value !== null && name !== "entropy") {
         const label = document.createElement("label");
         const meter = Object.assign(document.createElement("meter"), { value, title: `P(correct) ${name}` });

@@ -1,4 +1,4 @@
-"""Reading a question in the worker: H_X → the reasoning network → z, and the probe → a verdict.
+"""Reading a question in the worker: H_X → the reasoning network → z, and the probes → a verdict.
 
 All prompts that end in a step are read together, in micro-batches of bounded size: a long prompt pads only those beside which
 it still fits.
@@ -6,9 +6,10 @@ it still fits.
 Shapes: B prompts of a micro-batch, T prompt tokens, L earlier layers, N latent tokens, d hidden size, K whole numbers.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from reasoning_net.bundle import BundleError
 from reasoning_net.lens import lens_logits
 from router.policy import Scores
+from router.probe import UserProbe, read_features
 from router.probe_config import scores_of
 from server.engine.work import Read, Think, Verdict
 from server.engine.worker.hooks import Row
@@ -71,13 +73,14 @@ class Reader:
         self.readings: dict[str, tuple[list[int], list[float], float]] = {}  # key → what its latents say, until it is asked for
         self._most_readings = 4 * runner.max_num_reqs
         self._net, self._probe, self._dtype = networks.net, networks.probe, networks.dtype
+        self._user_probes = networks.user_probes
         self._max_padded_tokens = networks.max_padded_tokens
-        self.layers = self._probe.config.layers if self._probe else ()
+        self.layers = networks.layers
         if self.layers and not supports_eagle3(runner.model):
             raise BundleError(f"vLLM gives no earlier layers of a {type(runner.model).__name__}. Fit a probe without --layers.")
         self.kept_states: dict[str, Tensor] = {}  # key → H_X, (T, d), of requests that asked for it
         self._pages = Pages(runner, networks.num_states) if networks.num_states else None
-        self._window = networks.manifest.prompt_window if networks.manifest else None
+        self._window = networks.prompt_window
         self._verdicts: dict[str, Verdict] = {}  # of requests whose first token is not sampled yet
         self._reads = self._steps_with_reads = 0
 
@@ -102,8 +105,8 @@ class Reader:
         """Keep the step's states, (1 + L, T, d); compute verdicts and latents of the questions that end in it."""
         if self._pages is not None:
             self._pages.write(hidden_states)
-        if not ended or (self._net is None and self._probe is None):
-            return  # without both the first token's own log-probabilities are the signal
+        if not ended or (self._net is None and self._probe is None and not self._user_probes):
+            return  # without them the first token's own log-probabilities are the signal
         self._steps_with_reads += 1
         self._reads += len(ended)
         for batch in micro_batches([self._question(row, hidden_states) for row in ended], self._max_padded_tokens):
@@ -166,10 +169,27 @@ class Reader:
         return self._runner.model.embed_input_ids(ids.flatten()).view(*mask.shape, -1)
 
     def _scores(self, states: Tensor, mask: Tensor, z: Tensor | None) -> list[Scores]:
+        latents = None if z is None else z.float()
         if self._probe is None or (z is None and "latents" in self._probe.config.features):
-            return [Scores()] * len(states)
-        features = self._probe.features(states.float(), mask, None if z is None else z.float())
-        return scores_of({output: values.tolist() for output, values in self._probe.scores(features).items()})
+            scores = [Scores()] * len(states)
+        else:
+            features = self._probe.features(states.float(), mask, latents)
+            scores = scores_of({output: values.tolist() for output, values in self._probe.scores(features).items()})
+        if not self._user_probes:
+            return scores
+        by_name = dict[str, list[float]]()
+        for probe in self._user_probes:
+            by_name |= self._of_user_probe(probe, states[:, :1].float(), mask, latents)
+        return [replace(one, probes={name: values[row] for name, values in by_name.items()}) for row, one in enumerate(scores)]
+
+    @staticmethod
+    def _of_user_probe(probe: UserProbe, states: Tensor, mask: Tensor, z: Tensor | None) -> dict[str, list[float]]:
+        """Its outputs by name, a value a question; NaN where latents are wanted, and there are none."""
+        config = probe.file.config
+        if z is None and "latents" in config.features:
+            return {name: [math.nan] * len(states) for name in config.outputs}
+        columns = probe(read_features(config.features, states, mask, z)).unbind(1)
+        return {name: column.tolist() for name, column in zip(config.outputs, columns, strict=True)}
 
     def write_verdicts(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Into the log-probabilities of their rows, after the sampled token's own."""

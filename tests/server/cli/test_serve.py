@@ -34,6 +34,18 @@ def test_flags_come_before_the_environment_that_before_the_file(monkeypatch: pyt
     assert (settings.port, settings.host, settings.default_mode, settings.device) == (1, "environment", "latent", "cpu")
 
 
+def test_several_probes_come_from_flags_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = (Path("a.safetensors"), Path("b.safetensors"))
+    served: list[Settings] = []
+    monkeypatch.setattr("server.cli.serve.run", lambda settings, flags: served.append(settings))
+    main(["serve", "--probe", "a.safetensors", "--probe", "b.safetensors", "--effort-budgets", "low=16, high=64"])
+    assert served[0].probe == both
+    assert served[0].budgets_by_effort == {"low": 16, "high": 64}
+    assert Settings().completed({"probe": ["a.safetensors", "b.safetensors"]}).probe == both
+    monkeypatch.setenv("LATENTSERVE_PROBE", "a.safetensors,b.safetensors")
+    assert Settings().probe == both
+
+
 def test_what_is_refused_before_torch_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     too_many = "--num-latent-tokens is 10000, but the bundle's network computes at most 256"
     assert too_many in failure("serve", "--num-latent-tokens", "10000")
@@ -47,6 +59,10 @@ def test_what_is_refused_before_torch_is_loaded(tmp_path: Path, monkeypatch: pyt
     manifest = json.loads((bundle / "bundle.json").read_text()) | {"calibration": None, "probe": None}
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     assert "router fit" in failure("serve", "--bundle", str(bundle), "--policy", "utility")
+    assert "--effort-budgets must give low a number of tokens" in failure("serve", "--effort-budgets", "low", status=2)
+    assert "--effort-budgets must name each effort at most once" in failure("serve", "--effort-budgets", "none=5", status=2)
+    assert "--answer-reserve-tokens must be greater than 0" in failure("serve", "--answer-reserve-tokens", "0", status=2)
+    assert "none.pt cannot be read as safetensors" in failure("serve", "--probe", str(tmp_path / "none.pt"))
     assert "cannot be read" in failure("serve", "--config", str(tmp_path / "none.yaml"))
     (tmp_path / "port.yaml").write_text("port: many")
     assert "--port must be a valid integer" in failure("serve", "--config", str(tmp_path / "port.yaml"))

@@ -25,8 +25,9 @@ from reasoning_net.rollouts import prepare_environment
 from router.helper import HelpRule
 from router.policy import Mode
 from router.probe_config import rung
-from router.router import Router
+from router.router import Options, Router
 from router.soft import SoftThinking
+from server.engine.budgets import Reserve
 from server.engine.helper import Helper
 from server.engine.seam import HybridEngine
 from server.engine.shadow import Shadows
@@ -49,6 +50,7 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         enable_prompt_embeds=True,
         enforce_eager=True,
         max_model_len=1024,
+        reasoning_parser="qwen3",
         block_size=32,
         num_gpu_blocks_override=48,
         max_num_batched_tokens=96,
@@ -328,6 +330,32 @@ async def test_latents_that_are_not_finite_fall_back_to_explicit(
             worker.latentserve.reader._net.scale.fill_(before)
 
         await engine.collective_rpc(mend)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXPLICIT, Mode.LATENT_EXPLICIT, Mode.AUTO])
+async def test_a_chain_leaves_room_for_its_answer(
+    engine: HybridEngine, prompts: list[list[int]], base: FrozenBase, mode: Mode
+) -> None:
+    """Where the reply's limit, or the model's length, would end within it."""
+    end, before = base.tokenizer.convert_tokens_to_ids("</think>"), engine.hybrid
+    ask = Ask(mode, options=Options(policy="always-explicit") if mode is Mode.AUTO else Options())
+    long = (prompts[0] * 20)[-(1024 - 60 - NUM_LATENTS) :]
+    try:
+        for prompt, limit in ((prompts[0], 60), (prompts[0], 25), (long, 500)):
+            engine.hybrid = replace(before, reserve=None)
+            record, tokens = await generate(engine, prompt, ask, "unbounded", max_tokens=limit, ignore_eos=True)
+            assert record.is_unanswered == (end not in tokens)
+            engine.hybrid = replace(before, reserve=Reserve(12))
+            record, bounded = await generate(engine, prompt, ask, "bounded", max_tokens=limit, ignore_eos=True)
+            assert len(bounded) == len(tokens)
+            assert 12 <= len(bounded) - bounded.index(end) - 1 <= 14 or bounded.index(end) == tokens.index(end)
+            assert (record.is_unanswered, record.public()["unanswered"]) == (False, False)
+            assert record.thinking_tokens <= record.public()["thinking_budget"] + 2
+        record, tokens = await generate(engine, prompts[0], ask, "own", max_tokens=60, thinking_token_budget=5)
+        assert record.public()["thinking_budget"] == 5
+        assert tokens.index(end) <= 6
+    finally:
+        engine.hybrid = before
 
 
 async def test_reserved_tokens_are_refused(engine: HybridEngine, bundle: Bundle, prompts: list[list[int]]) -> None:

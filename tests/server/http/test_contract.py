@@ -91,6 +91,23 @@ def test_what_cannot_be_explained(path: str, body: dict[str, Any], param: str) -
 
 
 @pytest.mark.parametrize(
+    ("body", "budget"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "low"}, 16),
+        ({"reasoning_effort": "low", "mode": "explicit"}, 16),
+        ({"reasoning": {"effort": "high"}}, 64),
+        ({"reasoning_effort": "medium"}, None),
+        ({"reasoning_effort": "low", "thinking_token_budget": 99}, None),  # vLLM's own field, which stays in the body
+        ({"reasoning_effort": "high", "thinking": {"type": "enabled", "budget_tokens": 100}}, 100),
+    ],
+)
+def test_an_effort_has_the_operators_budget_unless_the_request_has_a_number(body: dict[str, Any], budget: int | None) -> None:
+    ask = read_ask("/v1/chat/completions", body, None, Terms(effort_budgets={"low": 16, "high": 64}))
+    assert ask.thinking_budget == budget
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"mode": "explicit", "reasoning_effort": "none"},

@@ -1,21 +1,25 @@
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from vllm.v1.worker.gpu_worker import Worker
 
 from reasoning_net.bundle import Bundle
+from router.user_probe import ProbeFile, read_probes
 from server.engine.worker import HybridWorker
 from server.engine.worker.cuda import HybridGpuWorker
-from server.engine.worker.networks import Networks, with_bundle
+from server.engine.worker.networks import Networks, with_networks
 
 CPU = torch.device("cpu")
 
 
-def networks(bundle: Bundle | None, max_model_len: int = 64) -> Networks:
+def networks(bundle: Bundle | None, max_model_len: int = 64, probes: Sequence[ProbeFile] = ()) -> Networks:
     config: Any = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(max_model_len=max_model_len))
-    with_bundle(config, bundle)
+    with_networks(config, bundle, probes)
     return Networks(config, CPU, torch.float32)
 
 
@@ -34,6 +38,18 @@ def test_without_a_bundle_there_is_nothing_to_plan_for() -> None:
     ours = networks(None)
     ours.rehearse()
     assert (ours.num_bytes, ours.num_states, ours.net, ours.probe) == (0, 0, None, None)
+
+
+def test_a_probe_of_a_mean_has_every_position_kept(bundle: Bundle, tmp_path: Path) -> None:
+    save_file(torch.nn.Linear(192, 1).state_dict(), tmp_path / "last.safetensors", {"features": "last"})
+    save_file(torch.nn.Linear(192, 1).state_dict(), tmp_path / "mean.safetensors", {"features": "mean"})
+    last, mean = read_probes([tmp_path / "last.safetensors", tmp_path / "mean.safetensors"])
+    alone, both = networks(None, probes=[last]), networks(None, probes=[last, mean])
+    assert (alone.num_states, both.num_states) == (0, 1)
+    assert [probe.file.config.outputs for probe in both.user_probes] == [("last",), ("mean",)]
+    assert alone.num_bytes == 193 * 4
+    beside = networks(bundle, probes=[last]), networks(bundle, probes=[mean])
+    assert [(ours.num_states, ours.prompt_window) for ours in beside] == [(1, 256), (1, None)]
 
 
 def test_on_a_gpu_the_networks_are_part_of_vllms_plan(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
