@@ -35,6 +35,11 @@ def token_complexity(pairs: Sequence[Pair]) -> float:
     return max(lengths, key=lambda length: sum(pair.right is (pair.tokens >= length) for pair in pairs))
 
 
+def cheapest_right(pairs: Sequence[Pair]) -> float:
+    """Tokens of the cheapest right answer; ∞ where none is right. Who picks it knows the answers, and profits from lucky ones."""
+    return min((pair.tokens for pair in pairs if pair.right), default=math.inf)
+
+
 def limit(needed: Sequence[float]) -> Curve:
     """(mean tokens, share right) of who knows what each question needs, and answers the cheapest ones first."""
     sums = itertools.accumulate(sorted(filter(math.isfinite, needed)), initial=0.0)

@@ -17,7 +17,7 @@ import torch
 from reasoning_net.plots import plot_lines
 from reasoning_net.tables import table
 from router.calibration import Calibration
-from router.complexity import Pair, cheapest, limit, realised, token_complexity
+from router.complexity import Pair, cheapest, cheapest_right, limit, realised, token_complexity
 from router.curves import Curve, play, policy_curves
 from router.exits import Chain, ExitRule, played
 from router.figures import kendall
@@ -26,7 +26,7 @@ from router.policies.utility import Utility
 from router.policy import Limits, Mode
 from router.probe_config import scores_of
 
-TEXT, ALL = "in text", "with latents"
+TEXT, ALL, CHEAPEST = "in text", "with latents", "cheapest right answer"
 _RULES = tuple(itertools.product((1, 2, 3), (0.5, 0.9, 0.95, 0.99, 0.999)))
 Method = tuple[float, float]
 """(tokens a question, share right)."""
@@ -64,6 +64,7 @@ def summarise(asked: Sequence[Asked], setting: Setting) -> dict[str, Any]:
         families[ALL] = lambda _: True
     pairs = {name: [[pair for pair in one.pairs if of(pair)] for one in asked] for name, of in families.items()}
     needed = {name: [token_complexity(of) for of in each] for name, each in pairs.items()}
+    limits = needed | {CHEAPEST: [cheapest_right(one.pairs) for one in asked]}
     whole = statistics.fmean(one.chain.tokens for one in asked)
     curves, methods = _curves(asked, setting), _methods(asked, setting)
     if setting.calibration:
@@ -72,15 +73,15 @@ def summarise(asked: Sequence[Asked], setting: Setting) -> dict[str, Any]:
         "questions": len(asked),
         "classifier": {name: _classifier(pairs[name], needed[name]) for name in families},
         "levels": {name: _levels(asked, needed[name]) for name in families},
-        "slack": {name: _slack(asked, needed[name]) for name in families},
+        "slack": {name: _slack(asked, of) for name, of in limits.items()},
         "kendall": {name: _orders(asked, needed[name]) for name in families},
-        "limit": {name: limit(needed[name]) for name in families},
+        "limit": {name: limit(of) for name, of in limits.items()},
         "methods": {
             name: {
                 "tokens": round(tokens, 1),
                 "right": round(right, 4),
-                "limit": {of: round(cheapest(needed[of], right), 1) for of in families},
-                "realised": {of: _rounded(realised(tokens, right, whole, needed[of])) for of in families},
+                "limit": {of: round(cheapest(taus, right), 1) for of, taus in limits.items()},
+                "realised": {of: _rounded(realised(tokens, right, whole, taus)) for of, taus in limits.items()},
             }
             for name, (tokens, right) in methods.items()
         },
@@ -215,7 +216,7 @@ def _best(points: Curve) -> Curve:
 
 def markdown(figures: Mapping[str, Any]) -> str:
     parts = [f"{figures['questions']} questions."]
-    families = list(figures["classifier"])
+    families, limits = list(figures["classifier"]), list(figures["limit"])
     rows = [
         (f"{name}: {kind}", of["answers"], *(f"{of[key]:.3f}" for key in ("right", "predicted", "accuracy", "constant")))
         for name, kinds in figures["classifier"].items()
@@ -231,12 +232,16 @@ def markdown(figures: Mapping[str, Any]) -> str:
         header = [f"steps ({name})", "questions", "τ̂, first quartile", "median", "third quartile", "whole chain", "never right"]
         parts.append(table(header, levels))
     rows = [
-        (name, f"{of['tokens']:.1f}", f"{of['right']:.3f}", *(cell for family in families for cell in (
-            _number(of["limit"][family]), _share(of["realised"][family]))))
+        (
+            name,
+            f"{of['tokens']:.1f}",
+            f"{of['right']:.3f}",
+            *(f"{of['limit'][by]:.1f}, {_share(of['realised'][by])}" for by in limits),
+        )
         for name, of in figures["methods"].items()
-    ]  # fmt: skip
-    limits = [head for family in families for head in (f"limit {family}", "of the saving")]
-    parts.append(table(["", "tokens", "right", *limits], rows))
+    ]
+    header = ["", "tokens", "right", *(f"at the limit ({by}), part of the saving" for by in limits)]
+    parts.append(table(header, rows))
     orders = list(figures["kendall"][TEXT])
     rows = [(f"τ̂ {name}", *(_number(of[key], 3) for key in orders)) for name, of in figures["kendall"].items()]
     parts.append(table(["Kendall's τ", *orders], rows))

@@ -31,5 +31,5 @@ def trajectory(*, config: Annotated[trajectory_analysis.TrajectoryConfig, Flat])
     return trajectory_analysis.main(config)
 
 
-def why(*, config: Annotated[why_analysis.WhyConfig, Flat]) -> str:
-    return why_analysis.main(config)
+def why(*, config: Annotated[why_analysis.WhyConfig | None, Flat] = None) -> str:
+    return why_analysis.main(config or why_analysis.WhyConfig())
