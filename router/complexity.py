@@ -36,7 +36,7 @@ def token_complexity(pairs: Sequence[Pair]) -> float:
 
 
 def cheapest_right(pairs: Sequence[Pair]) -> float:
-    """Tokens of the cheapest right answer; ∞ where none is right. Who picks it knows the answers, and profits from lucky ones."""
+    """Tokens of the cheapest right answer; ∞ where none is right. Who picks it knows all answers, and takes lucky ones, too."""
     return min((pair.tokens for pair in pairs if pair.right), default=math.inf)
 
 

@@ -4,8 +4,8 @@
     latentserve analyse why --question "Mia has 13 apples. In January, she sells 3 apples. How many apples does Mia have now?"
 
 The kernel of SAGE-nano's explanations after the fact (2507.00092), on gradients in the place of attention: they are exact, and
-go through the reasoning network, too. Each line, and the answer, is explained by its numbers; a latent by its part in the
-answer. Where a task knows what an answer rests on, as the demo does, the explanations are put to the test.
+go through the reasoning network, too. Lines are explained by their numbers, the last line and the answer by the last of them, a
+latent by its part in the answer. Where a task knows what an answer rests on, as the demo does, explanations are put to the test.
 """
 
 import itertools
@@ -47,7 +47,7 @@ class WhyConfig:
     bundle: Path | None = None
     """Whose network. Default: the demo's, for the demo's base; else none, and no latents."""
     task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
-    n: PositiveInt = 500
+    n: PositiveInt = 300
     """Held-out questions."""
     num_latent_tokens: PositiveInt | None = None
     """As many as the bundle serves, by default."""
@@ -179,7 +179,8 @@ class Explainer:
         if closes is None and lines:
             *lines, last = lines
             said = last.positions
-        targets = [self._segments.numbers(ids, line.positions) for line in lines]
+        targets = [self._segments.numbers(ids, line.positions) for line in lines[:-1]]
+        targets += [self._segments.last_number(ids, line.positions) for line in lines[-1:]]
         text = str(self._base.tokenizer.decode(ids[said.start : said.stop])).strip()
         return _Written(ids, text, lines, [*targets, self._segments.last_number(ids, said)])
 

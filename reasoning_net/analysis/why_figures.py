@@ -62,7 +62,7 @@ def _lines(chains: Sequence[Explanation]) -> dict[str, dict[str, float | None]]:
 
 
 def _edges(chains: Sequence[Explanation], scorer: Callable[[Explanation, int], list[float]]) -> dict[str, float | None]:
-    right, named, sources, top, hard = 0, 0, 0, list[bool](), list[bool]()
+    right, named, sources, top, hard, restated = 0, 0, 0, list[bool](), list[bool](), list[bool]()
     scores, labels = list[float](), list[float]()
     for one in chains:
         for line, reads in enumerate(one.reads or ()):
@@ -72,12 +72,14 @@ def _edges(chains: Sequence[Explanation], scorer: Callable[[Explanation, int], l
             found = causes(values)
             right, named, sources = right + len({*found} & {*reads}), named + len(found), sources + len(reads)
             top.append(found[:1] != [] and found[0] in reads)
+            restated.append(found[:1] != [] and found[0] >= min(reads))
             hard += [] if line - 1 in reads else [top[-1]]
             scores += values
             labels += [float(at in reads) for at in range(line)]
     return {
         "first": _mean(top),
         "first, where it is not the line before": _mean(hard),
+        "first, or a line that restates its values": _mean(restated),
         "precision": round(right / max(1, named), 4),
         "recall": round(right / max(1, sources), 4),
         "AUROC": _area(scores, labels),
