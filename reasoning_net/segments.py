@@ -1,6 +1,5 @@
 """What a sequence of tokens consists of: the question's sentences and words, a chain's lines, and where its numbers stand."""
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,14 +51,15 @@ class Segments:
 
     def numbers(self, token_ids: Sequence[int], positions: range) -> list[int]:
         """Those of the positions whose tokens hold a digit; all of them where none does."""
-        texts = self._tokenizer.batch_decode([[token_ids[at]] for at in positions])
-        return [at for at, text in zip(positions, texts, strict=True) if any(map(str.isdigit, text))] or list(positions)
+        found = [at for at in positions if any(map(str.isdigit, str(self._tokenizer.decode([token_ids[at]]))))]
+        return found or list(positions)
 
     def last_number(self, token_ids: Sequence[int], positions: range) -> list[int]:
         """The positions of the last number, which has one token or several; all of them where there is none."""
-        numbers = self.numbers(token_ids, positions)
-        (*_, last) = (list(group) for _, group in itertools.groupby(enumerate(numbers), lambda at: at[1] - at[0]))
-        return [at for _, at in last]
+        last: list[int] = []
+        for at in self.numbers(token_ids, positions):
+            last = [*last, at] if last and last[-1] == at - 1 else [at]
+        return last
 
     def _placed(self, token_ids: Sequence[int], found: Iterator[re.Match[str]]) -> Iterator[Segment]:
         """A token belongs to the piece in which it ends: a blank before a word belongs to the word's token."""

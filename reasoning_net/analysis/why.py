@@ -5,7 +5,7 @@
 
 The kernel of SAGE-nano's explanations after the fact (2507.00092), on gradients in the place of attention: they are exact, and
 go through the reasoning network, too. Lines are explained by their numbers, the last line and the answer by the last of them, a
-latent by its part in the answer. Where a task knows what an answer rests on, as the demo does, explanations are put to the test.
+latent by its part in the answer. Where a task knows what an answer rests on, as the demo does, they are put to the test.
 """
 
 import itertools
