@@ -75,7 +75,7 @@ def attribute(
     places = torch.tensor(
         [(row, gaps[row] + at, k) for row, of in enumerate(targets) for k, positions in enumerate(of) for at in positions],
         device=base.device,
-    )  # (M, 3)
+    ).view(-1, 3)  # (M, 3)
     rows, columns, which = places.unbind(1)
     odds = log_odds(base.model.lm_head(states[rows, columns - 1]).float(), ids[rows, columns])
     gradients = torch.stack(

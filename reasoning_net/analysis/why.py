@@ -138,19 +138,18 @@ class Explainer:
         prompts = [self._base.prompt_ids(example.messages) for example in examples]
         texts = [example.messages[-1]["content"] for example in examples]
         sentences = [self._segments.sentences(ids, text) for ids, text in zip(prompts, texts, strict=True)]
-        answers = [self._in_text(prompts, sentences, self._layout.direct, self._answering)]
-        answers.append(self._in_text(prompts, sentences, self._layout.explicit, self._thinking))
+        answers = {
+            DIRECT: self._in_text(prompts, sentences, self._layout.direct, thinks=False),
+            EXPLICIT: self._in_text(prompts, sentences, self._layout.explicit, thinks=True),
+        }
         if self._net:
-            answers.append(self._after_latents(self._net, prompts, sentences))
+            answers[LATENT] = self._after_latents(self._net, prompts, sentences)
         return [
             Explanation(
                 texts[row], example.level, example.family, [sentence.text for sentence in sentences[row]],
                 [len(sentence.positions) for sentence in sentences[row]],
-                {name: of[row] for name, of in zip((DIRECT, EXPLICIT, LATENT), answers, strict=False)},
-                {
-                    name: self._task.is_correct(of[row].text, example.answer)
-                    for name, of in zip((DIRECT, EXPLICIT, LATENT), answers, strict=False)
-                },
+                {mode: of[row] for mode, of in answers.items()},
+                {mode: self._task.is_correct(of[row].text, example.answer) for mode, of in answers.items()},
                 list(map(list, example.dependence.reads)) if example.dependence else None,
                 list(example.dependence.matters) if example.dependence else None,
             )
@@ -158,30 +157,30 @@ class Explainer:
         ]  # fmt: skip
 
     def _in_text(
-        self, prompts: Sequence[list[int]], sentences: Sequence[list[Segment]], opening: Sequence[int], sampling: Sampling
+        self, prompts: Sequence[list[int]], sentences: Sequence[list[Segment]], opening: Sequence[int], *, thinks: bool
     ) -> list[Answer]:
         opened = [[*ids, *opening] for ids in prompts]
-        replies = [reply for (reply,) in self._engine.from_tokens(opened, sampling)]
-        written = [self._written(*of) for of in zip(opened, replies, strict=True)]
+        replies = [reply for (reply,) in self._engine.from_tokens(opened, self._thinking if thinks else self._answering)]
+        written = [self._written(*of, thinks) for of in zip(opened, replies, strict=True)]
         found = attribute(self._base, [one.token_ids for one in written], [one.targets for one in written])
         return [self._answer(*of) for of in zip(written, found, sentences, strict=True)]
 
-    def _written(self, opened: list[int], reply: Reply) -> _Written:
-        """A chain that did not end is explained by its last line."""
-        ids, first = [*opened, *reply.token_ids], len(opened)
-        closes = ids.index(self._end, first) if self._end in reply.token_ids else None
-        before = list(self._layout.before_latents)
-        start = first + len(before) if ids[first : first + len(before)] == before else first
-        thinks = closes is not None or not reply.finished
-        lines = self._segments.lines(ids[start:closes], start) if thinks else []
-        stop = len(ids) - 1 if reply.finished and len(ids) > first + 1 else len(ids)
-        said = range(first if closes is None else closes + 1, stop)
-        if closes is None and lines:
-            *lines, last = lines
-            said = last.positions
+    def _written(self, opened: list[int], reply: Reply, thinks: bool) -> _Written:
+        """A chain that does not end has no answer: its last line stands for one in what is explained."""
+        first, ended = len(opened), reply.finished and len(reply.token_ids) > 1
+        ids = [*opened, *(reply.token_ids[:-1] if ended else reply.token_ids)]
+        said, lines, text = range(first, len(ids)), list[Segment](), ""
+        if thinks:
+            closes = ids.index(self._end, first) if self._end in reply.token_ids else len(ids)
+            before = list(self._layout.before_latents)
+            start = first + len(before) if ids[first : first + len(before)] == before else first
+            lines, said = self._segments.lines(ids[start:closes], start), range(closes + 1, len(ids))
+        if lines and not said:
+            said = lines.pop().positions
+        else:
+            text = str(self._base.tokenizer.decode(ids[said.start :])).strip()
         targets = [self._segments.numbers(ids, line.positions) for line in lines[:-1]]
         targets += [self._segments.last_number(ids, line.positions) for line in lines[-1:]]
-        text = str(self._base.tokenizer.decode(ids[said.start : said.stop])).strip()
         return _Written(ids, text, lines, [*targets, self._segments.last_number(ids, said)])
 
     def _answer(self, one: _Written, found: Attribution, sentences: Sequence[Segment]) -> Answer:

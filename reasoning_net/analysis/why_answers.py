@@ -87,7 +87,7 @@ def readable(explanation: Explanation) -> str:
     parts = [explanation.question]
     for mode, answer in explanation.answers.items():
         told = _latents_told(answer) if answer.rows else list(_told(explanation, answer))
-        parts.append("\n".join([f"{mode}: {answer.text}", *(f"  {line}" for line in told)]))
+        parts.append("\n".join([f"{mode}: {answer.text or 'no answer in time'}", *(f"  {line}" for line in told)]))
     return "\n\n".join(parts)
 
 

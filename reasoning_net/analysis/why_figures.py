@@ -119,7 +119,7 @@ def _sentences(known: Sequence[Explanation]) -> dict[str, dict[str, float | None
             "with a number": _told_apart(s for s in scored if s.has_number),
             "right answers": _told_apart(s for s in scored if s.is_right),
             "wrong answers": _told_apart(s for s in scored if not s.is_right),
-            "share": _mean(mattering),
+            "their share": _mean(mattering),
         }
     return figures
 
