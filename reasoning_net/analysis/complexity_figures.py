@@ -149,7 +149,7 @@ def _orders(asked: Sequence[Asked], needed: Sequence[float]) -> dict[str, float 
 
 def _methods(asked: Sequence[Asked], setting: Setting) -> dict[str, Method]:
     """What is measured beside the limit: every way that all questions have, budgets, the exit rule, and policies."""
-    fixed = dict.fromkeys(pair.way for one in asked for pair in one.pairs if pair.kind in ("direct", "latent"))
+    fixed = dict.fromkeys(pair.way for one in asked for pair in one.pairs if pair.kind in ("direct", "latent", "dropped"))
     budgets = sorted({pair.way for one in asked for pair in one.pairs if pair.kind == "budget"}, key=lambda way: int(way[7:]))
     methods = {way: _mean([one.pair(way) for one in asked]) for way in fixed}
     methods |= {way: _mean([_up_to(one, way) for one in asked]) for way in budgets}
