@@ -66,6 +66,8 @@ def main(config: WhyConfig) -> str:
     """Writes `explanations.jsonl`, `why.json` and `why.md`, and returns the tables; or returns one question's explanation."""
     task = config.task.load()
     if config.question is not None:
+        if not config.question.strip():
+            raise StageError("The question is empty.")
         asked = Example([{"role": "user", "content": config.question}], "", "", 0, "")
         (explanation,) = _explainer(config, task, "transformers").explain([asked])
         return readable(explanation)

@@ -49,6 +49,8 @@ def test_one_question_is_explained_in_words() -> None:
     assert '"she finds 3" (' in said or '"finds 3 pens." (' in said
     cut = main(WhyConfig(question="Ann has 5 pens. She finds 3 pens. How many pens does Ann have now?", max_chain_tokens=25))
     assert "explicit: no answer in time\n  answer ← " in cut
+    with pytest.raises(StageError, match="empty"):
+        main(WhyConfig(question=" "))
     with pytest.raises(StageError, match="--output"):
         main(WhyConfig())
 
