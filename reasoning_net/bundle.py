@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.errors import BundleError
 from reasoning_net.manifest import BaseFingerprint, Manifest
 from reasoning_net.model import ReasoningNet
 from router.probe import Probe
 
-__all__ = ["Bundle", "BundleError", "Manifest", "checkpoint_directory", "fingerprint"]
+__all__ = ["Bundle", "BundleError", "Manifest", "bundle_of", "checkpoint_directory", "fingerprint"]
 M = TypeVar("M", bound=torch.nn.Module)
 
 
@@ -124,6 +125,20 @@ class Bundle:
                     f"The {name} of {self.directory} reads states of size {part.base_hidden_size}, and its base has "
                     f"{ours['hidden_size']}."
                 )
+
+
+def bundle_of(model: str, directory: Path | None) -> Bundle | None:
+    """The bundle in a directory; without one the demo's for the demo's base, and none for another base.
+
+    Raises `BundleError` for a bundle of another base.
+    """
+    if directory is None and Path(model).resolve() == DEMO_MODEL:
+        directory = DEMO_BUNDLE
+    if directory is None:
+        return None
+    bundle = Bundle.load(directory)
+    bundle.check_base(model)
+    return bundle
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

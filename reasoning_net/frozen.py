@@ -100,7 +100,10 @@ class FrozenBase:
     @torch.no_grad()
     def read_ids(self, ids: Tensor, mask: Tensor, layers: Sequence[int] = ()) -> Prompt:
         """Prefill token ids (B, T), which the mask, (B, T) bool, pads on the left."""
-        embeddings = self.embed(ids)
+        return self.read_embeddings(self.embed(ids), mask, layers)
+
+    def read_embeddings(self, embeddings: Tensor, mask: Tensor, layers: Sequence[int] = ()) -> Prompt:
+        """Prefill embeddings (B, T, d), with gradients by those that ask for them."""
         cache = None if self._checkpointing else DynamicCache(config=self.model.config)
         output = self._forward(embeddings, mask, cache, output_hidden_states=bool(layers))
         earlier = tuple(output.hidden_states[layer] for layer in layers)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from reasoning_net.demo.conversations import conversation
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, SEEN, Question, Split, final_number, questions
+from reasoning_net.demo.story import Dependence
 from reasoning_net.errors import StageError
 
 LEARNT = f"demo:{','.join(SEEN)}"
@@ -36,6 +37,8 @@ class Example:
     """The chain's steps, where they are known: the first values, then operator, operand and result of each."""
     chain: str = ""
     """R, where it is known: what the base thinks, or thought, in text."""
+    dependence: Dependence | None = None
+    """Which lines of the chain, and which sentences, an answer rests on, where it is known."""
 
 
 class Task(Protocol):
@@ -112,5 +115,6 @@ class TaskSpec:
 def _example(messages: list[dict[str, str]], asked: Question) -> Example:
     milestones = tuple(f" {value}" for value in asked.values)
     return Example(
-        messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones, asked.condensed, asked.chain
-    )
+        messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones, asked.condensed, asked.chain,
+        asked.dependence,
+    )  # fmt: skip

@@ -20,6 +20,13 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
     return float((right * (below + wrong / 2)).sum() / pairs) if pairs else math.nan
 
 
+def kendall(one: Tensor, other: Tensor) -> float:
+    """τ-b of two figures (n,): how far they put the same things in the same order, ties counted out. NaN for a constant."""
+    signs, others = ((values[:, None] - values).sign().double() for values in (one, other))
+    ranked = (signs.square().sum() * others.square().sum()).sqrt()
+    return float((signs * others).sum() / ranked) if ranked else math.nan
+
+
 def brier(scores: Tensor, labels: Tensor) -> float:
     """Mean squared error of P(correct) as a forecast of each answer."""
     return float((labels * (1 - scores) ** 2 + (1 - labels) * scores**2).mean())

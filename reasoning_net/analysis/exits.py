@@ -21,8 +21,8 @@ from pydantic import PositiveInt
 from tqdm import tqdm
 
 from reasoning_net.boundaries import Boundaries
-from reasoning_net.bundle import Bundle
-from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
+from reasoning_net.bundle import Bundle, bundle_of
+from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
@@ -47,8 +47,8 @@ class ExitsConfig:
     output: Path
     """Directory of chains.jsonl, exits.json and exits.png; a run found there goes on."""
     model: Model = str(DEMO_MODEL)
-    bundle: Path | None = DEMO_BUNDLE
-    """Whose probe says how long a chain is expected to be. It must belong to the model."""
+    bundle: Path | None = None
+    """Whose probe says how long a chain is expected to be. Default: the demo's, for the demo's base; else none."""
     task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
     n: PositiveInt = 1000
     """Held-out questions."""
@@ -80,12 +80,12 @@ def read_chains(path: Path) -> list[Chain]:
     """What `analyse exits` has observed. Raises `StageError` for a file that it did not write."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [_chain(line) for line in lines]
+        return [chain_of(line) for line in lines]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StageError(f"{path} has no chains: {error}. `latentserve analyse exits` writes them.") from error
 
 
-def _chain(line: dict[str, Any]) -> Chain:
+def chain_of(line: dict[str, Any]) -> Chain:
     attempts = tuple(Attempt(**attempt | {"trial": Trial(**attempt["trial"])}) for attempt in line["attempts"])
     return Chain(**line | {"attempts": attempts})
 
@@ -99,60 +99,89 @@ def _observe(config: ExitsConfig) -> list[Chain]:
     path = config.output / "chains.jsonl"
     done = keep_whole_batches(path, config.batch_size)
     if done < len(examples):
-        bundle = Bundle.load(config.bundle) if config.bundle else None
-        layout = bundle.manifest.layout if bundle else base.layout()
-        engine = VllmRollouts(config.model, layout.token_ids(base.tokenizer))
-        observer = Observer(base, layout.token_ids(base.tokenizer), engine, task, bundle, config)
+        bundle = bundle_of(config.model, config.bundle)
+        layout = (bundle.manifest.layout if bundle else base.layout()).token_ids(base.tokenizer)
+        engine = VllmRollouts(config.model, layout)
+        observer = Observer(base, layout, engine, task, bundle, config.max_chain_tokens, config.trial_tokens)
         with tqdm(total=len(examples), initial=done, desc="exits", unit="question") as progress, path.open("a") as lines:
             for at in range(done, len(examples), config.batch_size):
                 batch = examples[at : at + config.batch_size]
-                lines.write("".join(json.dumps(asdict(chain)) + "\n" for chain in observer.chains(batch)))
+                chains = observer.chains(batch, observer.write(batch))
+                lines.write("".join(json.dumps(asdict(chain)) + "\n" for chain in chains))
                 lines.flush()
                 progress.update(len(batch))
     return read_chains(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A chain as the base wrote it."""
+
+    prompt_ids: list[int]
+    """X."""
+    opened: list[int]
+    """X, and what stands before a chain."""
+    reply: Reply
+    thinking: Sequence[int]
+    """The reply's tokens up to the end of thinking."""
+    expected_tokens: float | None
+    """Of the reply, by the probe."""
 
 
 class Observer:
     """Chains of a base, and an answer at the end of each of their steps."""
 
     def __init__(
-        self, base: FrozenBase, layout: LayoutIds, engine: Rollouts, task: Task, bundle: Bundle | None, config: ExitsConfig
-    ) -> None:
-        """Raises `BundleError` for a bundle of another base."""
-        self._base, self._layout, self._engine, self._task, self._config = base, layout, engine, task, config
+        self, base: FrozenBase, layout: LayoutIds, engine: Rollouts, task: Task, bundle: Bundle | None, max_chain_tokens: int,
+        trial_tokens: int,
+    ) -> None:  # fmt: skip
+        """`bundle`: of this base, else it is not read."""
+        self._base, self._layout, self._engine, self._task = base, layout, engine, task
+        self._chain = Sampling(max_chain_tokens, confidence=True, logprobs=_TOP)
+        self._trial = Sampling(trial_tokens, confidence=True, logprobs=_TOP)
         self._boundaries = Boundaries(base.tokenizer)
         self._end = base.tokenizer.convert_tokens_to_ids(END_OF_THINKING)
         self._probe = self._net = None
         if bundle:
-            bundle.check_base(config.model)
             self._probe, self._net = bundle.probe(), bundle.reasoning_net()
             self._num_latents = bundle.manifest.num_latent_tokens
 
-    def chains(self, examples: Sequence[Example]) -> Iterator[Chain]:
+    def write(self, examples: Sequence[Example]) -> list[Written]:
         prompts = [self._base.prompt_ids(example.messages) for example in examples]
         opened = [[*ids, *self._layout.explicit] for ids in prompts]
-        sampling = Sampling(self._config.max_chain_tokens, confidence=True, logprobs=_TOP)
-        replies = [reply for (reply,) in self._engine.from_tokens(opened, sampling)]
+        replies = [reply for (reply,) in self._engine.from_tokens(opened, self._chain)]
+        expected = self.scores(prompts).get("tokens", [None] * len(prompts))
         thinking = [self._thinking(reply.token_ids) for reply in replies]
-        ends = [self._boundaries.ends(ids) for ids in thinking]
+        return [Written(*of) for of in zip(prompts, opened, replies, thinking, expected, strict=True)]
+
+    def chains(self, examples: Sequence[Example], written: Sequence[Written]) -> Iterator[Chain]:
+        ends = [self._boundaries.ends(one.thinking) for one in written]
         closed = [
-            [*ids, *reply.token_ids[:at], *self._layout.after_latents]
-            for ids, reply, of in zip(opened, replies, ends, strict=True)
+            [*one.opened, *one.thinking[:at], *self._layout.after_latents]
+            for one, of in zip(written, ends, strict=True)
             for at in of
         ]
-        sampling = Sampling(self._config.trial_tokens, confidence=True, logprobs=_TOP)
-        trials = iter([reply for (reply,) in self._engine.from_tokens(closed, sampling)])
-        expected = self._expected(prompts)
-        for index, (example, reply) in enumerate(zip(examples, replies, strict=True)):
-            _, closes, said = reply.text.partition(END_OF_THINKING)
+        trials = iter([reply for (reply,) in self._engine.from_tokens(closed, self._trial)])
+        for example, one, of in zip(examples, written, ends, strict=True):
+            _, closes, said = one.reply.text.partition(END_OF_THINKING)
             final = self._task.final_answer(said) if closes else None
             attempts = tuple(
-                self._attempt(example, reply, at, final, answered) for at, answered in zip(ends[index], trials, strict=False)
+                self._attempt(example, one.reply, at, final, answered) for at, answered in zip(of, trials, strict=False)
             )
             yield Chain(
-                example.level, bool(closes) and self._task.is_correct(said, example.answer), len(thinking[index]),
-                len(reply.token_ids), expected[index] if expected is not None else None, attempts,
+                example.level, bool(closes) and self._task.is_correct(said, example.answer), len(one.thinking),
+                len(one.reply.token_ids), one.expected_tokens, attempts,
             )  # fmt: skip
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[list[int]]) -> dict[str, list[float]]:
+        """What the probe says of each question, by output; empty without one."""
+        if self._probe is None:
+            return {}
+        prompt = self._base.read(prompts, self._probe.config.layers)
+        latents = think(self._net, prompt, self._num_latents) if self._net and self._num_latents else None
+        outputs = self._probe.scores(self._probe.features(prompt.all_states.float(), prompt.mask, latents))
+        return {name: [round(value, 4) for value in values.tolist()] for name, values in outputs.items()}
 
     def _thinking(self, token_ids: Sequence[int]) -> Sequence[int]:
         return token_ids[: token_ids.index(self._end)] if self._end in token_ids else token_ids
@@ -168,16 +197,6 @@ class Observer:
             trial_of(answered, at), self._task.is_correct(text, example.answer),
             final is not None and self._task.final_answer(text) == final, math.exp(closes.logprob) if closes else 0.0,
         )  # fmt: skip
-
-    @torch.no_grad()
-    def _expected(self, prompts: Sequence[list[int]]) -> list[float] | None:
-        """Tokens of an explicit answer, by the probe."""
-        if self._probe is None or "tokens" not in self._probe.config.outputs:
-            return None
-        prompt = self._base.read(prompts, self._probe.config.layers)
-        latents = think(self._net, prompt, self._num_latents) if self._net and self._num_latents else None
-        features = self._probe.features(prompt.all_states.float(), prompt.mask, latents)
-        return [round(value, 1) for value in self._probe.scores(features)["tokens"].tolist()]
 
 
 def trial_of(reply: Reply, at_tokens: int) -> Trial:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from reasoning_net.demo.families import BUILDERS
+from reasoning_net.demo.story import Dependence
 
 Split = Literal["train", "validation", "test"]
 FAMILIES = tuple(BUILDERS)
@@ -39,6 +40,7 @@ class Question:
     """The values at the start, then operator, operand and result of each step; a token each."""
     standing: tuple[str, ...]
     """The reply that each line of the chain allows, if nothing more is written."""
+    dependence: Dependence
 
     def public_json(self) -> str:
         """One JSON line with what a client may see: question, answer, steps, family."""
@@ -85,4 +87,5 @@ def draw(rng: random.Random, split: Split, steps: int, family: str) -> Question:
         values=tuple(story.results),
         condensed=tuple(f" {part}" for part in story.condensed),
         standing=tuple(map(reply, chain.standing)),
+        dependence=story.dependence,
     )

@@ -75,6 +75,16 @@ class Chain:
         return "\n".join(self.lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """What rests on what in a question and its chain."""
+
+    reads: tuple[tuple[int, ...], ...]
+    """For each line of the chain, the lines before that last set the values that it states; of the last line, the answer."""
+    matters: tuple[bool, ...]
+    """For each sentence that tells what happens, whether the answer is computed from it."""
+
+
 class Story:
     """One question as it is written: its sentences, and the values that change. The first of `values` is asked for."""
 
@@ -107,6 +117,22 @@ class Story:
         for operation in operations:
             self.values[operation.who] = operation.apply(self.values[operation.who])
             self.results.append(self.values[operation.who])
+
+    @property
+    def dependence(self) -> Dependence:
+        """A line states all values; the second one those at the start."""
+        last_set, rests_on = dict.fromkeys(self.values, 1), {who: set[int]() for who in self.values}
+        reads: list[tuple[int, ...]] = [(), ()]
+        for line, sentence in enumerate(self.sentences, 2):
+            reads.append(tuple(sorted(set(last_set.values()))))
+            for operation in sentence.operations:
+                halved = [one.who for one in sentence.operations if one.op == "/"]  # what is given is half of what they have
+                for who in {operation.who, *halved}:
+                    rests_on[operation.who] |= rests_on[who]
+                rests_on[operation.who].add(line)
+                last_set[operation.who] = line
+        matters = tuple(line in rests_on[self.asked] for line in range(2, len(reads)))
+        return Dependence((*reads, (last_set[self.asked],)), matters)
 
     def chain(self, question: str) -> Chain:
         return _Writer(self, random.Random(question)).write()

@@ -2,11 +2,17 @@
 
 from typing import Annotated
 
+from reasoning_net.analysis import complexity as complexity_analysis
 from reasoning_net.analysis import exits as exits_analysis
 from reasoning_net.analysis import explain as explain_analysis
 from reasoning_net.analysis import latents as latents_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
+from reasoning_net.analysis import why as why_analysis
 from reasoning_net.options import Flat
+
+
+def complexity(*, config: Annotated[complexity_analysis.ComplexityConfig, Flat]) -> str:
+    return complexity_analysis.main(config)
 
 
 def exits(*, config: Annotated[exits_analysis.ExitsConfig, Flat]) -> str:
@@ -23,3 +29,7 @@ def latents(*, config: Annotated[latents_analysis.LatentsConfig, Flat]) -> str:
 
 def trajectory(*, config: Annotated[trajectory_analysis.TrajectoryConfig, Flat]) -> str:
     return trajectory_analysis.main(config)
+
+
+def why(*, config: Annotated[why_analysis.WhyConfig | None, Flat] = None) -> str:
+    return why_analysis.main(config or why_analysis.WhyConfig())

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from router.figures import auroc, brier, calibration_error, reliability
+from router.figures import auroc, brier, calibration_error, kendall, reliability
 
 
 def test_auroc_of_perfect_inverted_and_useless_scores() -> None:
@@ -28,3 +28,12 @@ def test_calibration_error_and_reliability_compare_predictions_with_shares() -> 
     assert calibration_error(scores, labels) == pytest.approx(0.5 * 0.25 + 0.5 * 0.15)
     points = reliability(torch.cat([scores, scores[:1]]), torch.cat([labels, torch.tensor([math.nan])]))
     assert [(round(x, 2), y) for x, y, _ in points] == [(0.25, 0.5), (0.85, 1.0)]
+
+
+def test_kendall_counts_pairs_in_the_same_order_without_ties() -> None:
+    order = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert kendall(order, order * 10) == pytest.approx(1.0)
+    assert kendall(order, -order) == pytest.approx(-1.0)
+    assert kendall(order, torch.tensor([1.0, 3.0, 2.0, 4.0])) == pytest.approx(4 / 6)
+    assert kendall(order, torch.tensor([1.0, 1.0, 2.0, 2.0])) == pytest.approx(4 / math.sqrt(6 * 4))
+    assert math.isnan(kendall(order, torch.ones(4)))

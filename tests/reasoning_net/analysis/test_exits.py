@@ -9,6 +9,7 @@ from reasoning_net.analysis.exits import ExitsConfig, main, read_chains, summari
 from reasoning_net.errors import StageError
 
 
+@pytest.mark.usefixtures("one_engine")
 def test_answers_along_chains_become_right_and_a_run_goes_on(tmp_path: Path) -> None:
     config = ExitsConfig(output=tmp_path, n=8, batch_size=4)
     said = main(config)

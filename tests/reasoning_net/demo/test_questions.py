@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 
 from reasoning_net.demo.questions import FAMILIES, final_number, questions, split_of
+from reasoning_net.demo.story import MONTHS, Calendar, Operation, Story
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,3 +77,25 @@ def test_public_json_hides_the_chain() -> None:
 @pytest.mark.parametrize(("reply", "number"), [("Ann has 7 pens.", 7), ("From 3 to 12", 12), ("none", None), ("", None)])
 def test_final_number(reply: str, number: int | None) -> None:
     assert final_number(reply) == number
+
+
+def test_what_rests_on_what() -> None:
+    """Tom's pens rest on Ann's where he gets half of them, and not where he gets a number."""
+    story = Story("pens", {"Tom": 2, "Ann": 4}, Calendar("In {}", MONTHS))
+    story.happens("Ann buys 2 pens", Operation("Ann", "+", 2))  # line 2
+    story.happens("it rains all day")
+    story.happens("Ann gives half of the pens to Tom", Operation("Ann", "/", 2), Operation("Tom", "+", 3))  # line 4
+    story.happens("Ann gives 1 pen to Tom", Operation("Ann", "-", 1), Operation("Tom", "+", 1))
+    story.happens("Ann finds 5 pens", Operation("Ann", "+", 5))  # line 6
+    assert story.dependence.reads == ((), (), (1,), (1, 2), (1, 2), (4,), (5,), (5,))
+    assert story.dependence.matters == (True, False, True, True, False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_line_and_sentence_has_its_dependence(family: str) -> None:
+    for question in islice(questions(5, "train", families=(family,)), 100):
+        lines = question.chain.split("\n")
+        assert len(question.dependence.reads) == len(lines) == len(question.dependence.matters) + 3
+        assert all(max(of) < line for line, of in enumerate(question.dependence.reads) if of)
+        for line, matters in zip(lines[2:], question.dependence.matters, strict=False):
+            assert not (matters and ("nothing changes" in line or "changes nothing" in line))
