@@ -55,7 +55,6 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
         num_gpu_blocks_override=48,
         max_num_batched_tokens=96,
         max_num_seqs=32,
-        reasoning_parser="qwen3",
     )
     engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle))
     router = Router(bundle.manifest.calibration)
