@@ -1,0 +1,116 @@
+"""Which steps of a chain are important: those without which it would no longer lead to its answer.
+
+The two-stage search of 2604.18307. A part T of a chain passes where it is *sufficient* (of K samples after X and T, its thinking
+closed, the share of right ones reaches τ) and *attainable* (its perplexity is near the whole chain's, on the scale that ends at
+saying the answer straight away). Stage 1 keeps, from the last step of the prefix backwards, the predecessors that make up a
+growing fraction of influence, until that passes: the others are removable. Stage 2 takes out the rest one by one, of least
+influence first, until nothing more can go: what stays is important.
+
+We differ in one thing: the sufficient prefix is the shortest one from which on all suffice, and not the first that does. A running
+value that is the answer by chance is no end of the work.
+
+Searches are generators: those of many chains run side by side, and what they ask is answered in batches.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Label = Literal["important", "removable", "unlabelled", "after"]
+"""`unlabelled`: stage 2 took it out. `after`: behind the sufficient prefix."""
+Kept = tuple[int, ...]
+FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of a part of a chain."""
+
+    sufficient: bool
+    attainable: bool
+
+    @property
+    def passes(self) -> bool:
+        return self.sufficient and self.attainable
+
+
+Search = Generator[Kept, Verdict, list[Label] | None]
+"""Asks about parts of one chain; comes to a label for each step, or to None where all of its steps do not suffice."""
+
+
+def search(number: int, influence: Callable[[], Tensor]) -> Search:
+    """Labels of a chain of so many steps. `influence`: (n, n), of step i on step j; asked for where it is needed."""
+    prefix = yield from _prefix(number)
+    if not prefix:
+        return None
+    kept = yield from _kept_by_influence(prefix, influence)
+    needed = (yield from _needed(kept, influence)) if len(kept) > 1 else kept
+    return [
+        "important" if at in needed else "unlabelled" if at in kept else "removable" if at < prefix else "after"
+        for at in range(number)
+    ]
+
+
+def _prefix(number: int) -> Generator[Kept, Verdict, int]:
+    """How many steps the shortest prefix has from which on all suffice; 0 where all steps do not."""
+    for length in range(number, 0, -1):
+        if not (yield tuple(range(length))).sufficient:
+            return length + 1 if length < number else 0
+    return 1
+
+
+def _kept_by_influence(prefix: int, influence: Callable[[], Tensor]) -> Generator[Kept, Verdict, Kept]:
+    tried: Kept = ()
+    for fraction in FRACTIONS:
+        kept = predecessors(influence(), prefix - 1, fraction) if fraction else (prefix - 1,)
+        if kept != tried and (yield kept).passes:
+            return kept
+        tried = kept
+    return tuple(range(prefix))
+
+
+def predecessors(influence: Tensor, last: int, fraction: float) -> Kept:
+    """The last step, and, backwards from each that is kept, the fewest steps before it that make up the fraction of all
+    influence on it."""
+    kept = {last}
+    for step in range(last, 0, -1):
+        if step not in kept:
+            continue
+        values, order = influence[:step, step].sort(descending=True)
+        reached = values.cumsum(0) >= fraction * values.sum()
+        kept |= set(order[: int(reached.int().argmax()) + 1].tolist())
+    return tuple(sorted(kept))
+
+
+def _needed(kept: Kept, influence: Callable[[], Tensor]) -> Generator[Kept, Verdict, Kept]:
+    among = influence()[list(kept)][:, list(kept)]
+    later = torch.triu(torch.ones_like(among), 1).sum(1).clamp(min=1)
+    mean = dict(zip(kept, (among.triu(1).sum(1) / later).tolist(), strict=True))
+    left, removed = set(kept), True
+    while removed:
+        removed = False
+        for step in sorted(left, key=mean.__getitem__):
+            if len(left) > 1 and (yield tuple(sorted(left - {step}))).passes:
+                left.remove(step)
+                removed = True
+    return tuple(sorted(left))
+
+
+def run(
+    searches: Sequence[Search], judge: Callable[[Sequence[tuple[int, Kept]]], Sequence[Verdict]]
+) -> list[list[Label] | None]:
+    """Searches side by side. `judge` answers what they ask, (number of the search, part) each."""
+    asked = {number: next(one) for number, one in enumerate(searches)}
+    found: dict[int, list[Label] | None] = {}
+    while asked:
+        verdicts = judge(list(asked.items()))
+        for number, verdict in zip(list(asked), verdicts, strict=True):
+            try:
+                asked[number] = searches[number].send(verdict)
+            except StopIteration as end:
+                found[number] = end.value
+                del asked[number]
+    return [found[number] for number in range(len(searches))]

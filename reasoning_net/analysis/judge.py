@@ -1,0 +1,148 @@
+"""Answers from parts of chains: how often they are right, how natural the part is, and how its steps bear on each other.
+
+Shapes: R parts, P tokens of the longest one, V vocabulary, n steps.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from reasoning_net.analysis.causal import Kept, Verdict
+from reasoning_net.frozen import Prompt
+from reasoning_net.options import Share
+from reasoning_net.padding import padded
+from reasoning_net.step_probe import StepReader, joined
+from reasoning_net.tasks import Task
+
+_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeOptions:
+    samples: PositiveInt = 5
+    """Answers to each part of a chain."""
+    temperature: NonNegativeFloat = 0.6
+    """Of these answers; 0: greedy."""
+    top_p: Share = 0.95
+    """Sample from the likeliest tokens of this mass."""
+    threshold: Share = 0.8
+    """τ: the share of right answers, and the attainability, that a part has to reach."""
+    max_tokens: PositiveInt = 24
+    """Limit on an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A chain that is looked into."""
+
+    prompt: list[int]
+    """X."""
+    steps: tuple[str, ...]
+    answer: str
+
+
+class Judge:
+    """Answers for a batch of chains; the base has read their questions once."""
+
+    def __init__(
+        self, reader: StepReader, task: Task, options: JudgeOptions, subjects: Sequence[Subject], seed: int
+    ) -> None:  # fmt: skip
+        self._reader, self._task, self._options, self._subjects = reader, task, options, subjects
+        self._base, self._layout, self._seed = reader.base, reader.layout, seed
+        self._prompt = self._base.read([[*subject.prompt, *self._layout.before_latents] for subject in subjects])
+
+    def direct(self) -> list[float]:
+        """Share of right answers of each question without a chain."""
+        prompt = self._base.read([subject.prompt for subject in self._subjects])
+        prefix = self._embedded(self._layout.direct, len(self._subjects))
+        return self._shares(self._generate(prompt, prefix), range(len(self._subjects)))
+
+    def alone(self, steps: Sequence[tuple[str, ...]]) -> list[list[bool]]:
+        """Which steps of each chain suffice without any other."""
+        texts = [(of, step.strip()) for of, chain in enumerate(steps) for step in chain]
+        shares = iter([share >= self._options.threshold for share, _ in self.answers(texts)])
+        return [[next(shares) for _ in chain] for chain in steps]
+
+    def scales(self, whole: Sequence[str]) -> list[tuple[float, float]]:
+        """Perplexities of each chain, and of its answer said straight away."""
+        texts = list(enumerate(whole)) + [(of, f"The answer is {one.answer}.") for of, one in enumerate(self._subjects)]
+        found = [perplexity for _, perplexity in self.answers(texts, sampled=False)]
+        return list(zip(found[: len(whole)], found[len(whole) :], strict=True))
+
+    def verdicts(self, asked: Sequence[tuple[int, Kept]], scales: Sequence[tuple[float, float]]) -> list[Verdict]:
+        """Of parts of the subjects' steps."""
+        texts = [(of, joined(self._subjects[of].steps, kept)) for of, kept in asked]
+        threshold = self._options.threshold
+        return [
+            Verdict(share >= threshold, attainability(perplexity, *scales[of]) >= threshold)
+            for (of, _), (share, perplexity) in zip(asked, self.answers(texts), strict=True)
+        ]
+
+    @torch.no_grad()
+    def answers(self, texts: Sequence[tuple[int, str]], *, sampled: bool = True) -> list[tuple[float, float]]:
+        """(share of right answers, perplexity) after the question with that number and a text as its thinking. The share is 0 where
+        none are `sampled`."""
+        found: list[tuple[float, float]] = []
+        for at in range(0, len(texts), _ROWS):
+            part = texts[at : at + _ROWS]
+            found += self._answered([of for of, _ in part], [self._reader.encode(text) for _, text in part], sampled)
+        return found
+
+    def _answered(self, of: Sequence[int], thinking: Sequence[list[int]], sampled: bool) -> list[tuple[float, float]]:
+        ids = padded(thinking, fill=-1).to(self._base.device)  # (R, P)
+        kept, ids = ids >= 0, ids.clamp(min=0)
+        rows = self._prompt.rows(torch.tensor(of, device=self._base.device))
+        before = rows.hidden_states[:, -1:]
+        states, read = self._base.read_on(rows, self._base.embed(ids), kept)
+        logits = self._base.model.lm_head(torch.cat([before, states[:, :-1]], dim=1)).float()  # (R, P, V)
+        losses = -logits.log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1) * kept
+        perplexities = (losses.sum(1) / kept.sum(1)).exp().tolist()
+        if not sampled:
+            return [(0.0, perplexity) for perplexity in perplexities]
+        prefix = self._embedded(self._layout.after_latents, len(of))
+        return list(zip(self._shares(self._generate(read, prefix), of), perplexities, strict=True))
+
+    def _embedded(self, ids: Sequence[int], rows: int) -> Tensor:
+        return self._base.embed(torch.tensor([list(ids)], device=self._base.device)).expand(rows, -1, -1)
+
+    def _generate(self, prompt: Prompt, prefix: Tensor) -> list[list[int]]:
+        options, copies = self._options, self._options.samples if self._options.temperature else 1
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            return self._base.generate(
+                prompt, prefix, options.max_tokens, copies=copies, temperature=options.temperature, top_p=options.top_p
+            )  # fmt: skip
+
+    def _shares(self, replies: Sequence[list[int]], of: Sequence[int]) -> list[float]:
+        texts, copies = self._base.tokenizer.batch_decode(replies), len(replies) // len(of)
+        answers = [self._subjects[number].answer for number in of for _ in range(copies)]
+        right = [self._task.is_correct(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        return [statistics.fmean(right[at : at + copies]) for at in range(0, len(right), copies)]
+
+
+def attainability(perplexity: float, whole: float, straight: float) -> float:
+    """1 where a part is as natural as the whole chain, 0 where it is as unlikely as the answer straight away."""
+    return 1 - (perplexity - whole) / (straight - whole) if straight > whole else 0.0
+
+
+def influence(reader: StepReader, subject: Subject) -> Tensor:
+    """(n, n): how much the probabilities of step j's tokens change with the embeddings of step i, as the Frobenius norm of the
+    gradient; 0 where i is not before j."""
+    base = reader.base
+    ids, spans = reader.spans(subject.steps)
+    prompt = base.read([[*subject.prompt, *reader.layout.before_latents]])
+    embeddings = base.embed(torch.tensor([ids], device=base.device)).requires_grad_()
+    states = base.extend(prompt.copy(), embeddings)
+    logits = base.model.lm_head(torch.cat([prompt.hidden_states[:, -1:], states[:, :-1]], dim=1)).float()
+    probabilities = logits.softmax(-1)[0].gather(-1, torch.tensor(ids, device=base.device)[:, None]).squeeze(-1)  # (P,)
+    found = torch.zeros(len(spans), len(spans))
+    for j, (start, end) in enumerate(spans[1:], 1):
+        (gradient,) = torch.autograd.grad(probabilities[start:end].sum(), embeddings, retain_graph=True)
+        for i, (first, last) in enumerate(spans[:j]):
+            found[i, j] = gradient[0, first:last].norm()
+    return found
