@@ -6,13 +6,12 @@ Shapes: R parts, P tokens of the longest one, V vocabulary, n steps.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from reasoning_net.analysis.causal import Kept, Verdict
+from reasoning_net.analysis.causal import Verdict
 from reasoning_net.frozen import Prompt
 from reasoning_net.options import Share
 from reasoning_net.padding import padded
@@ -32,6 +31,8 @@ class JudgeOptions:
     """Sample from the likeliest tokens of this mass."""
     threshold: Share = 0.8
     """τ: the share of right answers, and the attainability, that a part has to reach."""
+    most_without: Share = 0.2
+    """Questions of which a larger share is right without a chain are left out."""
     max_tokens: PositiveInt = 24
     """Limit on an answer."""
 
@@ -62,25 +63,25 @@ class Judge:
         prefix = self._embedded(self._layout.direct, len(self._subjects))
         return self._shares(self._generate(prompt, prefix), range(len(self._subjects)))
 
-    def alone(self, steps: Sequence[tuple[str, ...]]) -> list[list[bool]]:
-        """Which steps of each chain suffice without any other."""
-        texts = [(of, step.strip()) for of, chain in enumerate(steps) for step in chain]
-        shares = iter([share >= self._options.threshold for share, _ in self.answers(texts)])
-        return [[next(shares) for _ in chain] for chain in steps]
+    def alone(self, of: Sequence[int]) -> list[list[bool]]:
+        """Which steps of these subjects suffice without any other."""
+        texts = [(at, step.strip()) for at in of for step in self._subjects[at].steps]
+        suffice = iter([share >= self._options.threshold for share, _ in self.answers(texts)])
+        return [[next(suffice) for _ in self._subjects[at].steps] for at in of]
 
-    def scales(self, whole: Sequence[str]) -> list[tuple[float, float]]:
-        """Perplexities of each chain, and of its answer said straight away."""
-        texts = list(enumerate(whole)) + [(of, f"The answer is {one.answer}.") for of, one in enumerate(self._subjects)]
-        found = [perplexity for _, perplexity in self.answers(texts, sampled=False)]
-        return list(zip(found[: len(whole)], found[len(whole) :], strict=True))
+    def scales(self, of: Sequence[int]) -> list[tuple[float, float]]:
+        """Perplexities of these subjects' chains, and of their answers said straight away."""
+        whole = [(at, joined(self._subjects[at].steps, range(len(self._subjects[at].steps)))) for at in of]
+        straight = [(at, f"The answer is {self._subjects[at].answer}.") for at in of]
+        found = [perplexity for _, perplexity in self.answers([*whole, *straight], sampled=False)]
+        return list(zip(found[: len(of)], found[len(of) :], strict=True))
 
-    def verdicts(self, asked: Sequence[tuple[int, Kept]], scales: Sequence[tuple[float, float]]) -> list[Verdict]:
-        """Of parts of the subjects' steps."""
-        texts = [(of, joined(self._subjects[of].steps, kept)) for of, kept in asked]
+    def verdicts(self, parts: Sequence[tuple[int, str]], scales: Sequence[tuple[float, float]]) -> list[Verdict]:
+        """Of parts of the subjects' chains, each on a scale."""
         threshold = self._options.threshold
         return [
-            Verdict(share >= threshold, attainability(perplexity, *scales[of]) >= threshold)
-            for (of, _), (share, perplexity) in zip(asked, self.answers(texts), strict=True)
+            Verdict(share >= threshold, attainability(perplexity, *scale) >= threshold)
+            for (share, perplexity), scale in zip(self.answers(parts), scales, strict=True)
         ]
 
     @torch.no_grad()

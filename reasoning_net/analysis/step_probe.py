@@ -147,6 +147,8 @@ def _logits(rows: Rows, kind: str, train: Tensor, test: Tensor, seed: int) -> Te
 def _figures(rows: Rows, logits: Tensor, test: Tensor) -> dict[str, float]:
     important = rows.important[test]
     right = ((logits > 0).float() == important).float()
-    families = {family: [i for i, at in enumerate(test.tolist()) if rows.families[at] == family] for family in set(rows.families)}
+    families = {
+        family: [i for i, at in enumerate(test.tolist()) if rows.families[at] == family] for family in set(rows.families)
+    }
     by_family = {family: float(right[of].mean()) for family, of in sorted(families.items()) if of}
     return {"accuracy": float(right.mean()), "auroc": auroc(logits, important)} | by_family

@@ -37,6 +37,7 @@ COMMANDS = {
     "analyse latents": "Put something else in the latents' place: are they needed, and do they carry the answer?",
     "analyse exits": "Force an answer at the end of each step of a chain: where could it have ended?",
     "analyse explain": "Read a reason for an answer off its latents, and put it to the test.",
+    "analyse importance": "Which steps of a chain does its answer need, and does the model know while it writes them?",
     "analyse trajectory": "Drop tokens, or whole steps, of the chain, and see what answers are left (section 2 of the paper).",
     "router": "Fit and calibrate the router.",
     "router fit": "Fit the probe, calibrate the router, and write both into the bundle.",
