@@ -1,13 +1,13 @@
 """Which steps of a chain are important: those without which it would no longer lead to its answer.
 
-The two-stage search of 2604.18307. A part T of a chain passes where it is *sufficient* (of K samples after X and T, its thinking
-closed, the share of right ones reaches τ) and *attainable* (its perplexity is near the whole chain's, on the scale that ends at
-saying the answer straight away). Stage 1 keeps, from the last step of the prefix backwards, the predecessors that make up a
-growing fraction of influence, until that passes: the others are removable. Stage 2 takes out the rest one by one, of least
-influence first, until nothing more can go: what stays is important.
+The two-stage search of 2604.18307. A part T of a chain passes where it is *sufficient* (of K samples after X and T, its
+thinking closed, the share of right ones reaches τ) and *attainable* (its perplexity is near the whole chain's, on the scale
+that ends at saying the answer straight away). Stage 1 keeps, from the last step of the prefix backwards, the predecessors that
+make up a growing fraction of influence, until that passes: the others are removable. Stage 2 takes out the rest one by one, of
+least influence first, until nothing more can go: what stays is important.
 
-We differ in one thing: the sufficient prefix is the shortest one from which on all suffice, and not the first that does. A running
-value that is the answer by chance is no end of the work.
+We differ in one thing: the sufficient prefix is the shortest one from which on all suffice, and not the first that does. A
+running value that is the answer by chance is no end of the work.
 
 Searches are generators: those of many chains run side by side, and what they ask is answered in batches.
 """

@@ -4,8 +4,8 @@
     latentserve analyse importance --traces runs/traces/traces.jsonl --output runs/importance
 
 After "Reasoning models know what's important, and encode it in their activations" (2604.18307): causal labels (`labels`,
-`causal`), probes and what they have to beat (`step_probe`, `step_features`), a second base that reads the first one's chains; and
-ours, answers from the most important steps alone (`compress`), and what wrong chains neglect (`neglect`).
+`causal`), probes and what they have to beat (`step_probe`, `step_features`), a second base that reads the first one's chains;
+and ours, answers from the most important steps alone (`compress`), and what wrong chains neglect (`neglect`).
 """
 
 import json
@@ -54,8 +54,8 @@ class ImportanceConfig:
     traces: Path
     """traces.jsonl of `train traces`."""
     output: Path
-    """Directory of labels.jsonl, scores.jsonl, importance.safetensors (the probe), importance.json and importance.png; a run found
-    there goes on."""
+    """Directory of labels.jsonl, scores.jsonl, importance.safetensors (the probe), importance.json and importance.png; labels
+    that are found there are kept."""
     model: Model = str(DEMO_MODEL)
     other: str | None = None
     """A second base: what it makes of the first one's chains, and whether that tells what is important, too."""

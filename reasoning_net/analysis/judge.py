@@ -86,8 +86,8 @@ class Judge:
 
     @torch.no_grad()
     def answers(self, texts: Sequence[tuple[int, str]], *, sampled: bool = True) -> list[tuple[float, float]]:
-        """(share of right answers, perplexity) after the question with that number and a text as its thinking. The share is 0 where
-        none are `sampled`."""
+        """(share of right answers, perplexity) after the question with that number and a text as its thinking. The share is 0
+        where none are `sampled`."""
         found: list[tuple[float, float]] = []
         for at in range(0, len(texts), _ROWS):
             part = texts[at : at + _ROWS]

@@ -45,7 +45,8 @@ class Diagnosis:
         """Of the ranks of scores and influence."""
         if len(set(self.scores)) < 2 or len(set(self.bears)) < 2:
             return math.nan
-        return statistics.correlation(self.scores, self.bears, method="ranked")
+        ranks = (torch.tensor(values).argsort().argsort().tolist() for values in (self.scores, self.bears))
+        return statistics.correlation(*ranks)
 
 
 def diagnose(

@@ -118,10 +118,11 @@ def _probes_table(named: tuple[str, Mapping[str, Any]]) -> str:
     families = sorted(
         {name for runs in figures["by features"].values() for run in runs for name in run} - {"accuracy", "auroc"}
     )
+    ranked = sorted(figures["by features"].items(), key=lambda item: -statistics.fmean(run["accuracy"] for run in item[1]))
     rows = [
         (kind, _over([run["accuracy"] for run in runs]), f"{statistics.fmean(run['auroc'] for run in runs):.3f}",
          *(_mean([run[family] for run in runs if family in run]) for family in families))
-        for kind, runs in sorted(figures["by features"].items(), key=lambda item: -statistics.fmean(r["accuracy"] for r in item[1]))
+        for kind, runs in ranked
     ]  # fmt: skip
     tested = ", ".join(map(str, figures["steps"])) or "no"
     said = f"Probes, {setting} ({tested} steps to test on, as many important as removable)"
