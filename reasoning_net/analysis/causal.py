@@ -12,11 +12,12 @@ running value that is the answer by chance is no end of the work.
 Searches are generators: those of many chains run side by side, and what they ask is answered in batches.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Label = Literal["important", "removable", "unlabelled", "after"]
@@ -37,17 +38,19 @@ class Verdict:
         return self.sufficient and self.attainable
 
 
+Influence = Callable[[int], Tensor]
+"""Of all steps before step j on it, (j,)."""
 Search = Generator[Kept, Verdict, list[Label] | None]
 """Asks about parts of one chain; comes to a label for each step, or to None where all of its steps do not suffice."""
 
 
-def search(number: int, influence: Callable[[], Tensor]) -> Search:
-    """Labels of a chain of so many steps. `influence`: (n, n), of step i on step j; asked for where it is needed."""
+def search(number: int, influence: Influence) -> Search:
+    """Labels of a chain of so many steps."""
     prefix = yield from _prefix(number)
     if not prefix:
         return None
     kept = yield from _kept_by_influence(prefix, influence)
-    needed = (yield from _needed(kept, influence)) if len(kept) > 1 else kept
+    needed = yield from _needed(kept, influence)
     return [
         "important" if at in needed else "unlabelled" if at in kept else "removable" if at < prefix else "after"
         for at in range(number)
@@ -59,44 +62,51 @@ def _prefix(number: int) -> Generator[Kept, Verdict, int]:
     for length in range(number, 0, -1):
         if not (yield tuple(range(length))).sufficient:
             return length + 1 if length < number else 0
-    return 1
+    return min(number, 1)
 
 
-def _kept_by_influence(prefix: int, influence: Callable[[], Tensor]) -> Generator[Kept, Verdict, Kept]:
+def _kept_by_influence(prefix: int, influence: Influence) -> Generator[Kept, Verdict, Kept]:
     tried: Kept = ()
     for fraction in FRACTIONS:
-        kept = predecessors(influence(), prefix - 1, fraction) if fraction else (prefix - 1,)
+        kept = predecessors(influence, prefix - 1, fraction) if fraction else (prefix - 1,)
         if kept != tried and (yield kept).passes:
             return kept
         tried = kept
     return tuple(range(prefix))
 
 
-def predecessors(influence: Tensor, last: int, fraction: float) -> Kept:
+def predecessors(influence: Influence, last: int, fraction: float) -> Kept:
     """The last step, and, backwards from each that is kept, the fewest steps before it that make up the fraction of all
     influence on it."""
     kept = {last}
     for step in range(last, 0, -1):
         if step not in kept:
             continue
-        values, order = influence[:step, step].sort(descending=True)
+        values, order = influence(step).sort(descending=True)
         reached = values.cumsum(0) >= fraction * values.sum()
         kept |= set(order[: int(reached.int().argmax()) + 1].tolist())
     return tuple(sorted(kept))
 
 
-def _needed(kept: Kept, influence: Callable[[], Tensor]) -> Generator[Kept, Verdict, Kept]:
-    among = influence()[list(kept)][:, list(kept)]
-    later = torch.triu(torch.ones_like(among), 1).sum(1).clamp(min=1)
-    mean = dict(zip(kept, (among.triu(1).sum(1) / later).tolist(), strict=True))
-    left, removed = set(kept), True
+def _needed(kept: Kept, influence: Influence) -> Generator[Kept, Verdict, Kept]:
+    left, removed = list(kept), len(kept) > 1
+    if removed:
+        mean = {step: _mean_influence(step, kept, influence) for step in kept}
+        left.sort(key=mean.__getitem__)
     while removed:
         removed = False
-        for step in sorted(left, key=mean.__getitem__):
-            if len(left) > 1 and (yield tuple(sorted(left - {step}))).passes:
+        for step in list(left):
+            others = tuple(sorted(one for one in left if one != step))
+            if others and (yield others).passes:
                 left.remove(step)
                 removed = True
     return tuple(sorted(left))
+
+
+def _mean_influence(step: int, kept: Kept, influence: Influence) -> float:
+    """On the steps after it that are kept; the last one's is not compared with anything, and goes last."""
+    later = [float(influence(other)[step]) for other in kept if other > step]
+    return statistics.fmean(later) if later else math.inf
 
 
 def run(

@@ -3,7 +3,8 @@
 Shapes: R parts, P tokens of the longest one, V vocabulary, n steps.
 """
 
-import statistics
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from reasoning_net.padding import padded
 from reasoning_net.step_probe import StepReader, joined
 from reasoning_net.tasks import Task
 
-_ROWS = 64
+_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +58,11 @@ class Judge:
         self._base, self._layout, self._seed = reader.base, reader.layout, seed
         self._prompt = self._base.read([[*subject.prompt, *self._layout.before_latents] for subject in subjects])
 
-    def direct(self) -> list[float]:
-        """Share of right answers of each question without a chain."""
+    def easy(self) -> list[bool]:
+        """Of which questions too large a share of answers is right without a chain."""
         prompt = self._base.read([subject.prompt for subject in self._subjects])
-        prefix = self._embedded(self._layout.direct, len(self._subjects))
-        return self._shares(self._generate(prompt, prefix), range(len(self._subjects)))
+        right = self._right(prompt, range(len(self._subjects)), self._layout.direct, self._options.samples)
+        return [number > self._options.most_without * self._options.samples for number in right]
 
     def alone(self, of: Sequence[int]) -> list[list[bool]]:
         """Which steps of these subjects suffice without any other."""
@@ -103,27 +104,36 @@ class Judge:
         logits = self._base.model.lm_head(torch.cat([before, states[:, :-1]], dim=1)).float()  # (R, P, V)
         losses = -logits.log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1) * kept
         perplexities = (losses.sum(1) / kept.sum(1)).exp().tolist()
-        if not sampled:
-            return [(0.0, perplexity) for perplexity in perplexities]
-        prefix = self._embedded(self._layout.after_latents, len(of))
-        return list(zip(self._shares(self._generate(read, prefix), of), perplexities, strict=True))
+        shares = self._shares(read, of, self._layout.after_latents) if sampled else [0.0] * len(of)
+        return list(zip(shares, perplexities, strict=True))
 
     def _embedded(self, ids: Sequence[int], rows: int) -> Tensor:
         return self._base.embed(torch.tensor([list(ids)], device=self._base.device)).expand(rows, -1, -1)
 
-    def _generate(self, prompt: Prompt, prefix: Tensor) -> list[list[int]]:
-        options, copies = self._options, self._options.samples if self._options.temperature else 1
-        with torch.random.fork_rng():
-            torch.manual_seed(self._seed)
-            return self._base.generate(
-                prompt, prefix, options.max_tokens, copies=copies, temperature=options.temperature, top_p=options.top_p
-            )  # fmt: skip
+    def _shares(self, prompt: Prompt, of: Sequence[int], closing: tuple[int, ...]) -> list[float]:
+        """Of right answers to what was read, which belongs to these subjects. What cannot reach the threshold any more is not
+        asked again, and keeps what it has."""
+        most = self._options.samples if self._options.temperature else 1
+        first = min(most, most - math.ceil(self._options.threshold * most - 1e-9) + 1)
+        right = self._right(prompt, of, closing, first)
+        going_on = [at for at, number in enumerate(right) if number] if first < most else []
+        if going_on:
+            more = self._right(prompt.rows(torch.tensor(going_on)), [of[at] for at in going_on], closing, most - first)
+            for at, number in zip(going_on, more, strict=True):
+                right[at] += number
+        return [number / most for number in right]
 
-    def _shares(self, replies: Sequence[list[int]], of: Sequence[int]) -> list[float]:
-        texts, copies = self._base.tokenizer.batch_decode(replies), len(replies) // len(of)
-        answers = [self._subjects[number].answer for number in of for _ in range(copies)]
-        right = [self._task.is_correct(text, answer) for text, answer in zip(texts, answers, strict=True)]
-        return [statistics.fmean(right[at : at + copies]) for at in range(0, len(right), copies)]
+    def _right(self, prompt: Prompt, of: Sequence[int], closing: tuple[int, ...], copies: int) -> list[int]:
+        """How many of so many answers are right."""
+        options, base = self._options, self._base
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed + copies)
+            replies = base.generate(
+                prompt, self._embedded(closing, len(of)), options.max_tokens, copies=copies,
+                temperature=options.temperature, top_p=options.top_p,
+            )  # fmt: skip
+        texts = iter(base.tokenizer.batch_decode(replies))
+        return [sum(self._task.is_correct(next(texts), self._subjects[at].answer) for _ in range(copies)) for at in of]
 
 
 def attainability(perplexity: float, whole: float, straight: float) -> float:
@@ -131,19 +141,32 @@ def attainability(perplexity: float, whole: float, straight: float) -> float:
     return 1 - (perplexity - whole) / (straight - whole) if straight > whole else 0.0
 
 
-def influence(reader: StepReader, subject: Subject) -> Tensor:
-    """(n, n): how much the probabilities of step j's tokens change with the embeddings of step i, as the Frobenius norm of the
-    gradient; 0 where i is not before j."""
-    base = reader.base
-    ids, spans = reader.spans(subject.steps)
-    prompt = base.read([[*subject.prompt, *reader.layout.before_latents]])
-    embeddings = base.embed(torch.tensor([ids], device=base.device)).requires_grad_()
-    states = base.extend(prompt.copy(), embeddings)
-    logits = base.model.lm_head(torch.cat([prompt.hidden_states[:, -1:], states[:, :-1]], dim=1)).float()
-    probabilities = logits.softmax(-1)[0].gather(-1, torch.tensor(ids, device=base.device)[:, None]).squeeze(-1)  # (P,)
-    found = torch.zeros(len(spans), len(spans))
-    for j, (start, end) in enumerate(spans[1:], 1):
-        (gradient,) = torch.autograd.grad(probabilities[start:end].sum(), embeddings, retain_graph=True)
-        for i, (first, last) in enumerate(spans[:j]):
-            found[i, j] = gradient[0, first:last].norm()
-    return found
+class Influence:
+    """How much the probabilities of a step's tokens change with the embeddings of each step before it, as the norm of the
+    gradient; a backward pass for each step that is asked for."""
+
+    def __init__(self, reader: StepReader, subject: Subject) -> None:
+        self._reader, self._subject = reader, subject
+        self._columns: dict[int, Tensor] = {}
+
+    def __call__(self, step: int) -> Tensor:
+        """Of the steps before it, (step,)."""
+        if step not in self._columns:
+            embeddings, probabilities, spans = self._graph
+            start, end = spans[step]
+            (gradient,) = torch.autograd.grad(probabilities[start:end].sum(), embeddings, retain_graph=True)
+            norms = [gradient[0, first:last].norm() for first, last in spans[:step]]
+            self._columns[step] = torch.stack(norms).cpu() if norms else torch.zeros(0)
+        return self._columns[step]
+
+    @functools.cached_property
+    def _graph(self) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """Embeddings (1, P, d) and probabilities (P,) of the chain's tokens, and which of them each step has."""
+        base = self._reader.base
+        ids, spans = self._reader.spans(self._subject.steps)
+        prompt = base.read([[*self._subject.prompt, *self._reader.layout.before_latents]])
+        wanted = torch.tensor([ids], device=base.device)
+        embeddings = base.embed(wanted).requires_grad_()
+        states = base.extend(prompt.copy(), embeddings)
+        logits = base.model.lm_head(torch.cat([prompt.hidden_states[:, -1:], states[:, :-1]], dim=1)).float()
+        return embeddings, logits.softmax(-1).gather(-1, wanted[:, :, None])[0, :, 0], spans

@@ -4,7 +4,6 @@ A shortcut is a step that suffices alone, or that states the answer (2604.18307)
 chain that restates its running value in each line is all shortcuts at its end, and what is left of it does not suffice.
 """
 
-import functools
 import json
 import re
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from reasoning_net.analysis.causal import Kept, Verdict, run, search
-from reasoning_net.analysis.judge import Judge, JudgeOptions, Subject, influence
+from reasoning_net.analysis.judge import Influence, Judge, JudgeOptions, Subject
 from reasoning_net.errors import StageError
 from reasoning_net.stages.traces import Trace, keep_whole_batches
 from reasoning_net.step_probe import StepReader, joined
@@ -74,9 +73,8 @@ class Labeller:
             "" if trace.correct and one.steps else WRONG for one, trace in zip(subjects, traces, strict=True)
         ]  # fmt: skip
         judge = Judge(reader, self._task, self._options, subjects, self._seed + first)
-        for at, share in enumerate(judge.direct()):
-            if not excluded[at] and share > self._options.most_without:
-                excluded[at] = EASY
+        for at, easy in enumerate(judge.easy()):
+            excluded[at] = excluded[at] or (EASY if easy else "")
         wanted = [at for at, why in enumerate(excluded) if not why]
         labels = dict(zip(wanted, self._labels(judge, subjects, wanted), strict=True)) if wanted else {}
         return [
@@ -104,7 +102,7 @@ class Labeller:
             texts = [(wanted[of], joined(left[of].steps, kept)) for of, kept in asked]
             return judge.verdicts(texts, [scales[of] for of, _ in asked])
 
-        searches = [search(len(one.steps), functools.cache(functools.partial(influence, self._reader, one))) for one in left]
+        searches = [search(len(one.steps), Influence(self._reader, one)) for one in left]
         found = run(searches, verdicts)
         return [
             None if labels is None else _placed(len(one.steps), of, labels)

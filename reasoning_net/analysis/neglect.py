@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from reasoning_net.analysis.judge import Subject, influence
+from reasoning_net.analysis.judge import Influence, Subject
 from reasoning_net.stages.traces import Trace
 from reasoning_net.step_probe import StepProbe, StepReader
 
@@ -56,17 +55,18 @@ def diagnose(
     found = []
     for number, trace in tqdm(traces, desc="neglected steps", unit="chain"):
         prompt, steps = reader.base.prompt_ids(trace.messages), reader.steps(trace.reasoning)
-        on = influence(reader, Subject(prompt, (*steps, f"{closing}{trace.reply}"), trace.answer))
+        on = Influence(reader, Subject(prompt, (*steps, f"{closing}{trace.reply}"), trace.answer))
         scores = [round(score, 4) for score in probe.scores(reader.states(prompt, steps))]
-        found.append(Diagnosis(number, trace.correct, steps, scores, _shares(on)))
+        found.append(Diagnosis(number, trace.correct, steps, scores, _shares(on, len(steps))))
     return found
 
 
-def _shares(on: Tensor) -> list[float]:
-    """Of influence (n + 1, n + 1), the reply being last: each step's mean on what follows, by the mean over all steps."""
-    later = torch.arange(len(on) - 1, 0, -1)
-    means = on[:-1].sum(1) / later
-    return [round(value, 4) for value in (means / means.mean().clamp(min=1e-12)).tolist()]
+def _shares(influence: Influence, number: int) -> list[float]:
+    """Each step's mean influence on what follows, the reply being last, by the mean over all steps."""
+    columns = [influence(step).tolist() for step in range(1, number + 1)]
+    means = [statistics.fmean(column[at] for column in columns[at:]) for at in range(number)]
+    whole = statistics.fmean(means) or 1.0
+    return [round(mean / whole, 4) for mean in means]
 
 
 def summarise(found: Sequence[Diagnosis]) -> dict[str, Any]:
