@@ -40,7 +40,7 @@ class Verdict:
 
 Influence = Callable[[int], Tensor]
 """Of all steps before step j on it, (j,)."""
-Search = Generator[Kept, Verdict, list[Label] | None]
+Search = Generator[Kept, Verdict | None, list[Label] | None]
 """Asks about parts of one chain; comes to a label for each step, or to None where all of its steps do not suffice."""
 
 
@@ -113,14 +113,14 @@ def run(
     searches: Sequence[Search], judge: Callable[[Sequence[tuple[int, Kept]]], Sequence[Verdict]]
 ) -> list[list[Label] | None]:
     """Searches side by side. `judge` answers what they ask, (number of the search, part) each."""
-    asked = {number: next(one) for number, one in enumerate(searches)}
     found: dict[int, list[Label] | None] = {}
-    while asked:
-        verdicts = judge(list(asked.items()))
-        for number, verdict in zip(list(asked), verdicts, strict=True):
+    answered: dict[int, Verdict | None] = dict.fromkeys(range(len(searches)))
+    while answered:
+        asked: dict[int, Kept] = {}
+        for number, verdict in answered.items():
             try:
                 asked[number] = searches[number].send(verdict)
             except StopIteration as end:
                 found[number] = end.value
-                del asked[number]
+        answered = dict(zip(asked, judge(list(asked.items())) if asked else (), strict=True))
     return [found[number] for number in range(len(searches))]
