@@ -81,7 +81,7 @@ def fit_linear(features: Tensor, important: Tensor) -> Predict:
         optimizer.zero_grad()
         value = binary_cross_entropy_with_logits(inputs @ weight + bias, important) + _RIDGE * weight.square().sum()
         value.backward()
-        return float(value)
+        return float(value.detach())
 
     optimizer.step(loss)
     return lambda wanted: ((wanted - mean) / std @ weight + bias).detach()

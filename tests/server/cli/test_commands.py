@@ -36,6 +36,8 @@ def test_bad_input(tmp_path: Path) -> None:
         ("train grpo --init i --output o --rollouts 1", "--rollouts must be greater than or equal to 2, not 1."),
         ("train sweep --output o --num-latents 4,b", "--num-latents"),
         ("train sweep --output o --conditioners last,some", "--conditioners must be 'last', 'all' or 'all+embeddings'"),
+        ("train traces --output o --compress keep=3", "--compress must be less than or equal to 1, not"),
+        ("train traces --output o --compress some", "--compress"),
         ("router calibrate --bundle b --explicit-share 0.1 --mean-tokens 9", "give exactly one of"),
         ("router calibrate --bundle b --explicit-share 3", "--explicit-share must be less than or equal to 1"),
         ("serve --device tpu", "--device must be 'cpu' or 'cuda', not 'tpu'."),
