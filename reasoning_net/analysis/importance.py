@@ -46,7 +46,7 @@ from reasoning_net.stages.traces import Trace, read_traces
 from reasoning_net.step_probe import StepProbe, StepProbeConfig, StepReader
 from reasoning_net.tasks import TaskSpec
 
-_FEWEST_CHAINS = 5
+_FEWEST_CHAINS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

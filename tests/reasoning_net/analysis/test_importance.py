@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from reasoning_net.analysis.importance import ImportanceConfig, main
-from reasoning_net.analysis.judge import attainability
-from reasoning_net.analysis.labels import read_labels
+from reasoning_net.analysis.judge import JudgeOptions, attainability
+from reasoning_net.analysis.labels import Labeller, read_labels
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
+from reasoning_net.frozen import FrozenBase
 from reasoning_net.stages.traces import Trace
-from reasoning_net.step_probe import StepProbe
+from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, TaskSpec
 
-_N = 12
+_N = 8
 
 
 def trace(example: Example) -> Trace:
-    return Trace(
-        example.messages, example.chain, example.reply, example.answer, True, 0, example.level, example.family, example.milestones
-    )  # fmt: skip
+    of = {name: getattr(example, name) for name in ("messages", "reply", "answer", "level", "family", "milestones")}
+    return Trace(reasoning=example.chain, correct=True, num_tokens=0, **of)
 
 
 def written(directory: Path, traces: list[Trace]) -> Path:
@@ -34,22 +34,23 @@ def written(directory: Path, traces: list[Trace]) -> Path:
 @pytest.fixture
 def traces() -> list[Trace]:
     """Of two running values; the last one's chain is wrong."""
-    found = TaskSpec("demo:sharing").load().examples(3, "validation", 3)
+    found = TaskSpec("demo:sharing").load().examples(3, "validation", 5)
     *right, last = [trace(example) for example in itertools.islice(found, _N)]
     return [*right, replace(last, reply="Ann has 99 pens.", correct=False)]
 
 
-def test_labels_probes_answers_and_what_is_neglected(traces: list[Trace], tmp_path: Path) -> None:
+def test_labels_probes_answers_and_what_is_neglected(traces: list[Trace], tmp_path: Path, base: FrozenBase) -> None:
     config = ImportanceConfig(
-        traces=written(tmp_path, traces), output=tmp_path / "out", seeds=1, keep=(0.3,), batch_size=6, other=str(DEMO_MODEL)
-    )
+        traces=written(tmp_path, traces), output=tmp_path / "out", seeds=1, keep=(0.3,), batch_size=4,
+        other=str(DEMO_MODEL), judge=JudgeOptions(samples=2),
+    )  # fmt: skip
     said = main(config)
     assert "| activations |" in said
     labelled = read_labels(tmp_path / "out" / "labels.jsonl")
     assert len(labelled) == _N
     assert labelled[-1].excluded == "the chain is wrong"
     with_labels = [one for one in labelled if one.labels]
-    assert len(with_labels) >= 5
+    assert len(with_labels) >= 3
     for one in with_labels:
         assert {"important", "shortcut"} <= set(one.labels)
         assert one.labels[-1] == "shortcut", "it states the answer"
@@ -71,7 +72,9 @@ def test_labels_probes_answers_and_what_is_neglected(traces: list[Trace], tmp_pa
     path = tmp_path / "out" / "labels.jsonl"
     whole = path.read_text()
     path.write_text(whole[: len(whole) * 2 // 3])
-    assert main(config) == said
+    reader = StepReader(base, base.layout().token_ids(base.tokenizer), sentences=True)
+    labeller = Labeller(reader, config.task.load(), config.judge, config.shortcuts, config.seed)
+    assert labeller.write(traces, path, config.batch_size) == labelled
     assert path.read_text() == whole
     with pytest.raises(StageError, match="of other steps"):
         main(replace(config, steps="lines"))
