@@ -24,10 +24,12 @@ from tqdm import tqdm
 from reasoning_net.analysis import neglect, step_report
 from reasoning_net.analysis.compress import Curve, curve
 from reasoning_net.analysis.judge import JudgeOptions, Subject
-from reasoning_net.analysis.labels import EASY, WRONG, Labelled, Labeller, Shortcuts
+from reasoning_net.analysis.labels import EASY, SHORTCUT, WRONG, Labelled, Labeller, Shortcuts
 from reasoning_net.analysis.step_features import (
     ACTIVATIONS,
     CONTEXT_FREE,
+    KNOWN,
+    OF_PLACE,
     OTHER,
     RANDOM,
     SURFACE,
@@ -36,7 +38,7 @@ from reasoning_net.analysis.step_features import (
     random_base,
     surface,
 )  # fmt: skip
-from reasoning_net.analysis.step_probe import Rows, balanced, compare, fit_linear, fit_mlp, held_out
+from reasoning_net.analysis.step_probe import ALL_OTHERS, Rows, compare, fit_linear, fit_mlp, held_out, split
 from reasoning_net.bundle import fingerprint
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
@@ -112,20 +114,21 @@ class Study:
         self.labelled = self._labeller.write(traces, config.output / "labels.jsonl", config.batch_size)
 
     def rows(self) -> Rows:
-        """The steps to tell apart, with all that a probe may read of them. Raises `StageError` where there are too few."""
-        wanted = [one for one in self.labelled if {"important", "removable"} <= set(one.labels)]
-        if len(wanted) < _FEWEST_CHAINS:
+        """The steps that have labels, with all that a probe may read of them. Raises `StageError` where there are too few."""
+        wanted = [one for one in self.labelled if one.labels]
+        if (both := sum({"important", "removable"} <= set(one.labels) for one in wanted)) < _FEWEST_CHAINS:
             raise StageError(
-                f"Of {len(self.labelled)} chains {len(wanted)} have both important and removable steps, too few to train on: "
+                f"Of {len(self.labelled)} chains {both} have both important and removable steps, too few to train on: "
                 f"{step_report.why_not(self.labelled)}. Look into more chains, or into others: --n, --traces."
             )
-        chosen = [[at for at, label in enumerate(one.labels) if label in ("important", "removable")] for one in wanted]
+        chosen = [[at for at, label in enumerate(one.labels) if label != SHORTCUT] for one in wanted]
         pairs = [(one, at) for one, of in zip(wanted, chosen, strict=True) for at in of]
         return Rows(
             chains=torch.tensor([one.trace for one, _ in pairs]),
             families=[one.family for one, _ in pairs],
             places=torch.tensor([position(len(one.steps))[at] for one, at in pairs]),
             important=torch.tensor([float(one.labels[at] == "important") for one, at in pairs]),
+            removable=torch.tensor([float(one.labels[at] == "removable") for one, at in pairs]),
             tokens=[self._reader.encode(one.steps[at].strip()) for one, at in pairs],
             features=self._features(wanted, chosen),
         )
@@ -135,7 +138,7 @@ class Study:
         readers = {ACTIVATIONS: self._reader, RANDOM: self._sibling(random_base(self._base, self._config.seed))}
         if self._config.other:
             readers[OTHER] = self._sibling(FrozenBase(self._config.other))
-        found: dict[str, list[Tensor]] = {kind: [] for kind in (*readers, CONTEXT_FREE, SURFACE)}
+        found: dict[str, list[Tensor]] = {kind: [] for kind in (*readers, CONTEXT_FREE, SURFACE, KNOWN)}
         texts = [one.steps[at] for one, of in zip(wanted, chosen, strict=True) for at in of]
         alone = context_free(self._reader, tqdm(texts, desc="steps alone", unit="step"))
         found[CONTEXT_FREE].append(torch.stack([alone[text.strip()] for text in texts]))
@@ -144,6 +147,7 @@ class Study:
                 prompt = reader.base.prompt_ids(self._traces[one.trace].messages)
                 found[kind].append(reader.states(prompt, one.steps)[list(of)])
             found[SURFACE].append(surface(one.steps)[list(of)])
+            found[KNOWN].append(found[SURFACE][-1][:, OF_PLACE:])
         return {kind: torch.cat(parts) for kind, parts in found.items()}
 
     def _sibling(self, base: FrozenBase) -> StepReader:
@@ -151,15 +155,15 @@ class Study:
 
     def train(self, rows: Rows) -> StepProbe:
         """The probe that is stored: of the first split."""
-        chosen = balanced(rows, seed=0)
-        mlp = fit_mlp(rows.features[ACTIVATIONS][chosen], rows.important[chosen])
+        seen, _, weights = split(rows, 0, ALL_OTHERS)
+        mlp = fit_mlp(rows.features[ACTIVATIONS][seen], rows.important[seen], weights[seen])
         config = StepProbeConfig(base=fingerprint(self._config.model), sentences=self._config.steps == "sentences")
         return StepProbe(config, mlp)
 
     def answers(self, rows: Rows, probe: StepProbe) -> dict[str, Any]:
         """From parts of right chains of questions that the probe has not seen, without the steps that state the answer."""
-        chosen = balanced(rows, seed=0)
-        baseline = fit_linear(rows.features[SURFACE][chosen], rows.important[chosen])
+        used, _, weights = split(rows, 0, ALL_OTHERS)
+        baseline = fit_linear(rows.features[SURFACE][used], rows.important[used], weights[used])
         seen = set(rows.chains[~held_out(rows.chains, seed=0)].tolist())
         subjects, families = list[Subject](), list[str]()
         scores: dict[str, list[list[float]]] = {name: [] for name in step_report.CHOICES}

@@ -18,6 +18,8 @@ from reasoning_net.step_probe import StepReader
 
 ACTIVATIONS, LINEAR, CONTEXT_FREE, TF_IDF = "activations", "activations, linear", "activations without context", "TF-IDF"
 SURFACE, POSITION, RANDOM, OTHER = "position, length, words", "position", "random weights", "another base's activations"
+KNOWN = "number, length, words"
+"""What the plain baseline knows while a chain is written: how many steps there were, and not how many will come."""
 _CATEGORIES = {
     "doubt": r"\b(wait|hmm|wrong|check|right|actually|but|however)\b",
     "conclusion": r"\b(so|now|thus|therefore|hence|answer|leaves)\b",
@@ -25,6 +27,7 @@ _CATEGORIES = {
     "nothing": r"\b(no|not|nothing|never|same)\b",
     "intention": r"\b(i|let|need|we|me)\b",
 }
+OF_PLACE = 3
 _MOST_GRAMS, _LONGEST_GRAM = 4000, 5
 
 
@@ -34,14 +37,15 @@ def position(number: int) -> list[float]:
 
 
 def surface(steps: Sequence[str]) -> Tensor:
-    """Place, length, and counts of numbers, operators, names and kinds of words, (n, F)."""
+    """Place, length, and counts of numbers, operators, names and kinds of words, (n, F); the first `OF_PLACE` columns need the
+    whole chain."""
     rows = []
     for at, (place, step) in enumerate(zip(position(len(steps)), steps, strict=True)):
         words = step.split()
         counts = [len(re.findall(pattern, step.lower())) for pattern in _CATEGORIES.values()]
         numbers, operators = len(re.findall(r"\d+", step)), len(re.findall(r"[-+*/=×÷]", step))
         capitals = sum(word[:1].isupper() for word in words)
-        rows.append([place, place**2, at, len(steps) - at, len(words), len(step), numbers, operators, capitals, *counts])
+        rows.append([place, place**2, len(steps) - at, at, len(words), len(step), numbers, operators, capitals, *counts])
     return torch.tensor(rows, dtype=torch.float)
 
 

@@ -115,20 +115,18 @@ def _reasons(of: Mapping[str, Any]) -> str:
 
 def _probes_table(named: tuple[str, Mapping[str, Any]]) -> str:
     setting, figures = named
-    families = sorted(
-        {name for runs in figures["by features"].values() for run in runs for name in run} - {"accuracy", "auroc"}
-    )
+    families = sorted({name for runs in figures["by features"].values() for run in runs for name in run} - {"accuracy"})
     ranked = sorted(figures["by features"].items(), key=lambda item: -statistics.fmean(run["accuracy"] for run in item[1]))
     rows = [
-        (kind, _over([run["accuracy"] for run in runs]), f"{statistics.fmean(run['auroc'] for run in runs):.3f}",
+        (kind, _over([run["accuracy"] for run in runs]),
          *(_mean([run[family] for run in runs if family in run]) for family in families))
         for kind, runs in ranked
     ]  # fmt: skip
     tested = ", ".join(map(str, figures["steps"])) or "no"
-    said = f"Probes, {setting} ({tested} steps to test on, as many important as removable)"
+    said = f"{setting[0].upper()}{setting[1:]} (tested on as much as {tested} steps)"
     if figures["agreement"]:
         said += f"; the two bases' probes agree on {statistics.fmean(figures['agreement']):.3f}"
-    return f"{said}:\n\n" + table(["features", "accuracy", "AUROC", *families], rows)
+    return f"{said}:\n\n" + table(["features", "accuracy", *families], rows)
 
 
 def _answers_table(name: str, choices: Mapping[str, Any], figures: Mapping[str, Any]) -> str:

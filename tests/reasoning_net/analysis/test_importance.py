@@ -10,6 +10,7 @@ import pytest
 from reasoning_net.analysis.importance import ImportanceConfig, main
 from reasoning_net.analysis.judge import JudgeOptions, attainability
 from reasoning_net.analysis.labels import Labeller, read_labels
+from reasoning_net.analysis.step_probe import AS_THEY_COME
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
@@ -59,7 +60,7 @@ def test_labels_probes_answers_and_what_is_neglected(traces: list[Trace], tmp_pa
 
     figures = json.loads((tmp_path / "out" / "importance.json").read_text())
     assert figures["labels"]["sharing"]["labelled"] == len(with_labels)
-    assert figures["probes"]["as they come"]["agreement"] == [1.0], "the other base is the same one"
+    assert figures["probes"][AS_THEY_COME]["agreement"] == [1.0], "the other base is the same one"
     right = figures["answers"]["right"]["all"]
     assert right["most important"]["1.0"] == right["random"]["1.0"]
     assert figures["neglected"]["wrong"]["chains"] == figures["neglected"]["right"]["chains"] == 1

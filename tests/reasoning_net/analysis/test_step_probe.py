@@ -2,8 +2,18 @@
 
 import torch
 
-from reasoning_net.analysis.step_features import ACTIVATIONS, CONTEXT_FREE, LINEAR, OTHER, POSITION, TF_IDF, surface
-from reasoning_net.analysis.step_probe import AS_THEY_COME, EQUAL_POSITION, Rows, compare, held_out
+from reasoning_net.analysis.step_features import (
+    ACTIVATIONS,
+    CONTEXT_FREE,
+    KNOWN,
+    LINEAR,
+    OTHER,
+    POSITION,
+    SURFACE,
+    TF_IDF,
+    surface,
+)
+from reasoning_net.analysis.step_probe import ALL_OTHERS, AS_THEY_COME, EQUAL_POSITION, SETTINGS, Rows, compare, held_out
 
 _CHAINS, _STEPS = 100, 8
 
@@ -17,10 +27,12 @@ def rows(late: float) -> Rows:
     important = torch.where(is_late, places > 0.5, states[:, 0] * states[:, 1] > 0).float()
     states[:, 2] = torch.where(is_late, 1.0, -1.0)
     states[:, 3] = places
-    return Rows(
-        torch.arange(_CHAINS).repeat_interleave(_STEPS), ["a", "b"] * (_CHAINS * _STEPS // 2), places, important,
-        [[int(value)] for value in important], {ACTIVATIONS: states, OTHER: states, CONTEXT_FREE: torch.zeros_like(states)},
-    )  # fmt: skip
+    features = {
+        ACTIVATIONS: states, OTHER: states, CONTEXT_FREE: torch.zeros_like(states), SURFACE: states[:, 3:], KNOWN: states[:, 4:]
+    }  # fmt: skip
+    chains = torch.arange(_CHAINS).repeat_interleave(_STEPS)
+    tokens = [[int(value)] for value in important]
+    return Rows(chains, ["a", "b"] * (_CHAINS * _STEPS // 2), places, important, 1 - important, tokens, features)
 
 
 def test_activations_tell_what_position_does_not() -> None:
@@ -34,10 +46,11 @@ def test_activations_tell_what_position_does_not() -> None:
 
 def test_being_late_tells_nothing_within_equal_position() -> None:
     figures = compare(rows(late=0.8), seeds=1)
-    by_position = {setting: figures[setting]["by features"][POSITION][0]["accuracy"] for setting in figures}
+    by_position = {setting: figures[setting]["by features"][POSITION][0]["accuracy"] for setting in SETTINGS}
+    assert by_position[ALL_OTHERS] == by_position[AS_THEY_COME], "all others are removable here"
     assert by_position[AS_THEY_COME] > 0.75
     assert by_position[EQUAL_POSITION] < 0.65
-    assert {"accuracy", "auroc", "a", "b"} == set(figures[AS_THEY_COME]["by features"][ACTIVATIONS][0])
+    assert {"accuracy", "a", "b"} == set(figures[AS_THEY_COME]["by features"][ACTIVATIONS][0])
 
 
 def test_a_chain_is_seen_as_a_whole_or_not_at_all() -> None:
@@ -51,5 +64,6 @@ def test_what_the_plain_baseline_reads() -> None:
     first, last = surface(["Ann has 5.", " Wait, is that right? 5 + 3 = 8."]).tolist()
     assert first[0] == 0
     assert last[0] == 1
+    assert (first[3], last[3]) == (0, 1), "steps before it: the first that is known while a chain is written"
     assert first[6:8] == [1, 0], "numbers, operators"
     assert last[6:8] == [3, 2]
