@@ -140,7 +140,7 @@ class Study:
             readers[OTHER] = self._sibling(FrozenBase(self._config.other))
         found: dict[str, list[Tensor]] = {kind: [] for kind in (*readers, CONTEXT_FREE, SURFACE, KNOWN)}
         texts = [one.steps[at] for one, of in zip(wanted, chosen, strict=True) for at in of]
-        alone = context_free(self._reader, tqdm(texts, desc="steps alone", unit="step"))
+        alone = context_free(self._reader, texts)
         found[CONTEXT_FREE].append(torch.stack([alone[text.strip()] for text in texts]))
         for one, of in tqdm(zip(wanted, chosen, strict=True), desc="activations", unit="chain", total=len(wanted)):
             for kind, reader in readers.items():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from reasoning_net.frozen import FrozenBase
@@ -51,7 +52,8 @@ def surface(steps: Sequence[str]) -> Tensor:
 
 def context_free(reader: StepReader, steps: Iterable[str]) -> dict[str, Tensor]:
     """The states (F,) of each step that stands alone, by its text."""
-    return {step: reader.states((), (step,))[0] for step in dict.fromkeys(step.strip() for step in steps)}
+    texts = dict.fromkeys(step.strip() for step in steps)
+    return {text: reader.states((), (text,))[0] for text in tqdm(texts, desc="steps alone", unit="step")}
 
 
 class TfIdf:
