@@ -28,7 +28,7 @@ _CATEGORIES = {
     "nothing": r"\b(no|not|nothing|never|same)\b",
     "intention": r"\b(i|let|need|we|me)\b",
 }
-OF_PLACE = 3
+OF_PLACE, _BATCH = 3, 64
 _MOST_GRAMS, _LONGEST_GRAM = 4000, 5
 
 
@@ -52,8 +52,14 @@ def surface(steps: Sequence[str]) -> Tensor:
 
 def context_free(reader: StepReader, steps: Iterable[str]) -> dict[str, Tensor]:
     """The states (F,) of each step that stands alone, by its text."""
-    texts = dict.fromkeys(step.strip() for step in steps)
-    return {text: reader.states((), (text,))[0] for text in tqdm(texts, desc="steps alone", unit="step")}
+    texts, found = list(dict.fromkeys(step.strip() for step in steps)), dict[str, Tensor]()
+    for at in tqdm(range(0, len(texts), _BATCH), desc="steps alone", unit="batch"):
+        batch = [reader.encode(text) for text in texts[at : at + _BATCH]]
+        opened = [[*reader.layout.before_latents, *ids] for ids in batch]
+        states = reader.base.read(opened, range(1, reader.base.num_layers)).all_states  # (B, L, T, d)
+        means = [one[:, -len(ids) :].mean(1).flatten() for one, ids in zip(states, batch, strict=True)]
+        found |= dict(zip(texts[at : at + _BATCH], torch.stack(means).float().cpu(), strict=True))
+    return found
 
 
 class TfIdf:

@@ -14,6 +14,8 @@ from reasoning_net.analysis.step_features import (
     surface,
 )
 from reasoning_net.analysis.step_probe import ALL_OTHERS, AS_THEY_COME, EQUAL_POSITION, SETTINGS, Rows, compare, held_out
+from reasoning_net.frozen import FrozenBase
+from reasoning_net.step_probe import StepReader
 
 _CHAINS, _STEPS = 100, 8
 
@@ -58,6 +60,13 @@ def test_a_chain_is_seen_as_a_whole_or_not_at_all() -> None:
     held = held_out(chains, seed=1)
     assert [int(held[chains == chain].sum()) for chain in range(10)].count(3) == 2
     assert int(held.sum()) == 6
+
+
+def test_a_step_alone_is_read_without_its_chain(base: FrozenBase) -> None:
+    reader = StepReader(base, base.layout().token_ids(base.tokenizer), sentences=True)
+    alone = context_free(reader, ["Ann has 5.", " Wait, is that right? 5 + 3 = 8.", "Ann has 5."])
+    assert list(alone) == ["Ann has 5.", "Wait, is that right? 5 + 3 = 8."]
+    torch.testing.assert_close(alone["Ann has 5."], reader.states((), ["Ann has 5."])[0], atol=1e-3, rtol=1e-3)
 
 
 def test_what_the_plain_baseline_reads() -> None:
