@@ -11,6 +11,7 @@ from reasoning_net.analysis.step_features import (
     POSITION,
     SURFACE,
     TF_IDF,
+    context_free,
     surface,
 )
 from reasoning_net.analysis.step_probe import ALL_OTHERS, AS_THEY_COME, EQUAL_POSITION, SETTINGS, Rows, compare, held_out
