@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm import tqdm
 
 from reasoning_net.analysis.step_features import ACTIVATIONS, KNOWN, LINEAR, OTHER, POSITION, SURFACE, TF_IDF, TfIdf
 from reasoning_net.step_probe import StepMlp
@@ -98,11 +99,13 @@ def compare(rows: Rows, seeds: int) -> dict[str, Any]:
     """By setting and kind of features: accuracy on held-out questions, of all and by family, for each seed; how much was tested
     on, as important steps and their like; agreement with the other base's probe."""
     figures: dict[str, Any] = {}
+    progress = tqdm(total=len(SETTINGS) * seeds, desc="probes", unit="split")
     for setting in SETTINGS:
         kinds = _OF_ALL_OTHERS if setting == ALL_OTHERS else (*rows.features, LINEAR, TF_IDF, POSITION)
         found: dict[str, list[dict[str, float]]] = {}
         agreement, numbers = list[float](), list[int]()
         for seed in range(seeds):
+            progress.update()
             train, test, weights = split(rows, seed, setting)
             if not len(train) or not len(test):
                 continue
@@ -114,6 +117,7 @@ def compare(rows: Rows, seeds: int) -> dict[str, Any]:
                 same = ((said[OTHER] > 0) == (said[ACTIVATIONS] > 0)).float()
                 agreement.append(_mean(same, weights[test]))
         figures[setting] = {"steps": numbers, "by features": found, "agreement": agreement}
+    progress.close()
     return figures
 
 
