@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reasoning_net.analysis import neglect, step_report
-from reasoning_net.analysis.compress import Curve, curve
+from reasoning_net.analysis.compress import curve
 from reasoning_net.analysis.judge import JudgeOptions, Subject
 from reasoning_net.analysis.labels import EASY, SHORTCUT, WRONG, Labelled, Labeller, Shortcuts
 from reasoning_net.analysis.step_features import (
@@ -183,9 +183,10 @@ class Study:
                 of = ([said[at] for at in left], [plain[at] for at in left], [rng.random() for _ in left], [*map(float, left)])
                 for name, values in zip(step_report.CHOICES, of, strict=True):
                     scores[name].append(values)
-        shares = (*self._config.keep, 1.0)
-        found: Curve = curve(self._reader, self._task, subjects, scores, shares, self._config.judge.max_tokens)
-        return step_report.answers(found, families)
+        tokens = self._config.judge.max_tokens
+        whole = curve(self._reader, self._task, subjects, {"": scores[step_report.PROBE]}, (1.0,), tokens)[""]
+        found = curve(self._reader, self._task, subjects, scores, self._config.keep, tokens)
+        return step_report.answers({name: of | whole for name, of in found.items()}, families)
 
     def neglected(self, probe: StepProbe, closing: str) -> dict[str, Any]:
         """By right and wrong chains, as many of either."""

@@ -137,7 +137,7 @@ def _answers_table(name: str, choices: Mapping[str, Any], figures: Mapping[str, 
 
 def _neglected_table(figures: Mapping[str, Any]) -> str:
     columns = ("chains", "important steps", "neglected", "rank correlation")
-    return table(["chains", *columns], ((name, *(_said(figures[name][c]) for c in columns)) for name in ("right", "wrong")))
+    return table(["", *columns], ((name, *(_said(figures[name][c]) for c in columns)) for name in ("right", "wrong")))
 
 
 def _over(values: Sequence[float]) -> str:
