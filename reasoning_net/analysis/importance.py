@@ -97,7 +97,7 @@ def main(config: ImportanceConfig) -> str:
     probe = study.train(rows)
     probe.save(config.output / "importance.safetensors")
     figures["answers"] = study.answers(rows, probe)
-    figures["neglected"] = study.neglected(probe, layout.after_latents)
+    figures["neglected"] = study.neglected(rows, probe, layout.after_latents)
     (config.output / "importance.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     step_report.plot(figures["answers"], config.output / "importance.png")
     return step_report.markdown(figures)
@@ -164,7 +164,7 @@ class Study:
         """From parts of right chains of questions that the probe has not seen, without the steps that state the answer."""
         used, _, weights = split(rows, 0, ALL_OTHERS)
         baseline = fit_linear(rows.features[SURFACE][used], rows.important[used], weights[used])
-        seen = set(rows.chains[~held_out(rows.chains, seed=0)].tolist())
+        seen = _seen(rows)
         subjects, families = list[Subject](), list[str]()
         scores: dict[str, list[list[float]]] = {name: [] for name in step_report.CHOICES}
         with (self._config.output / "scores.jsonl").open("w") as lines:
@@ -188,8 +188,25 @@ class Study:
         found = curve(self._reader, self._task, subjects, scores, self._config.keep, tokens)
         return step_report.answers({name: of | whole for name, of in found.items()}, families)
 
-    def neglected(self, probe: StepProbe, closing: str) -> dict[str, Any]:
-        """By right and wrong chains, as many of either."""
-        wrong = [(at, trace) for at, trace in enumerate(self._traces) if not trace.correct][: self._config.diagnosed]
-        right = [(at, trace) for at, trace in enumerate(self._traces) if trace.correct][: len(wrong)]
-        return neglect.summarise(neglect.diagnose(self._reader, probe, closing, [*right, *wrong]))
+    def neglected(self, rows: Rows, probe: StepProbe, closing: str) -> dict[str, Any]:
+        """Of wrong chains, and of right ones that are as hard and that the probe has not seen."""
+        wrong = [at for at, trace in enumerate(self._traces) if not trace.correct][: self._config.diagnosed]
+        seen = _seen(rows)
+        right = {at: trace.level for at, trace in enumerate(self._traces) if trace.correct and at not in seen}
+        beside = [at for at in (_take(right, self._traces[one].level) for one in wrong) if at is not None]
+        return neglect.summarise(
+            neglect.diagnose(self._reader, probe, closing, [(at, self._traces[at]) for at in (*beside, *wrong)])
+        )
+
+
+def _seen(rows: Rows) -> set[int]:
+    """Chains that the stored probe was trained on."""
+    return set(rows.chains[~held_out(rows.chains, seed=0)].tolist())
+
+
+def _take(levels: dict[int, int], level: int) -> int | None:
+    """A chain of this level, each only once."""
+    found = next((at for at, of in levels.items() if of == level), None)
+    if found is not None:
+        del levels[found]
+    return found
