@@ -109,6 +109,7 @@ class Study:
     def __init__(self, config: ImportanceConfig, base: FrozenBase, reader: StepReader, traces: Sequence[Trace]) -> None:
         self._config, self._base, self._reader, self._traces = config, base, reader, traces
         self._task = config.task.load()
+        self._other = self._sibling(FrozenBase(config.other)) if config.other else None
         config.output.mkdir(parents=True, exist_ok=True)
         self._labeller = Labeller(reader, self._task, config.judge, config.shortcuts, config.seed)
         self.labelled = self._labeller.write(traces, config.output / "labels.jsonl", config.batch_size)
@@ -136,8 +137,8 @@ class Study:
     def _features(self, wanted: Sequence[Labelled], chosen: Sequence[Sequence[int]]) -> Mapping[str, Tensor]:
         """(n, F) of each kind, for the chosen steps of these chains."""
         readers = {ACTIVATIONS: self._reader, RANDOM: self._sibling(random_base(self._base, self._config.seed))}
-        if self._config.other:
-            readers[OTHER] = self._sibling(FrozenBase(self._config.other))
+        if self._other:
+            readers[OTHER] = self._other
         found: dict[str, list[Tensor]] = {kind: [] for kind in (*readers, CONTEXT_FREE, SURFACE, KNOWN)}
         texts = [one.steps[at] for one, of in zip(wanted, chosen, strict=True) for at in of]
         alone = context_free(self._reader, texts)

@@ -148,6 +148,9 @@ def keep_whole_batches(path: Path, batch_size: int) -> int:
 
 
 def read_traces(path: Path) -> list[Trace]:
+    """Raises `StageError` where there is no such file."""
+    if not path.is_file():
+        raise StageError(f"There is no file {path}: `latentserve train traces` writes one.")
     with path.open() as lines:  # a chain may hold other characters that `splitlines` takes for ends
         return [Trace(**json.loads(line)) for line in lines]
 

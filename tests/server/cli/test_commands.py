@@ -17,6 +17,7 @@ def test_bad_input(tmp_path: Path) -> None:
     output = ("--output", str(tmp_path / "out"))
     assert "There is no model in" in failure("train", "sft", "--model", str(tmp_path), *output)
     assert "There is no file" in failure("train", "traces", "--data", "missing.jsonl", *output)
+    assert "`latentserve train traces` writes one." in failure("analyse", "importance", "--traces", str(tmp_path), *output)
     assert "multiple of 32" in failure("train", "sft", "--hidden-size", "100", *output)
     assert "no reasoning network" in failure("train", "grpo", "--init", str(tmp_path), *output)
     assert "has no bundle.json" in failure("router", "fit", "--bundle", str(tmp_path))
