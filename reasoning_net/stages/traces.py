@@ -2,29 +2,38 @@
 
     latentserve train traces --model runs/base --output runs/traces
 
+`--compress keep=0.3 --probe …/importance.safetensors` writes as R the chain's most important steps alone: those of the highest
+scores of a probe that `analyse importance` has trained.
+
 `traces.jsonl` holds one answer a line (`--data …/traces.jsonl --preset traces` reads it back), `hidden_states/` the states
 of as many questions a file, in the same order. An interrupted run goes on behind its last full batch.
 """
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from cyclopts import Parameter
 from pydantic import PositiveInt
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.demo.questions import Split
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed
+from reasoning_net.layout import LayoutIds
+from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
+from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
 
 END_OF_THINKING = "</think>"
+_KEEP = Parameter(converter=lambda _, tokens: float(tokens[0].value.removeprefix("keep=")), metavar="keep=SHARE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,10 @@ class TracesConfig:
     """Questions between two saves."""
     sampling: Annotated[TracesSampling, Flat] = field(default_factory=TracesSampling)
     layout: LayoutFile = None
+    compress: Annotated[Share | None, _KEEP] = None
+    """keep=0.3 writes the most important 30 % of each chain's steps as R. The other figures stay those of the whole chain."""
+    probe: Path | None = None
+    """importance.safetensors of `analyse importance`, which says what is important."""
     device: Annotated[str, Internal] = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     seed: Seed = 0
 
@@ -74,6 +87,7 @@ def main(config: TracesConfig) -> dict[str, Any]:
     task = config.task.load()
     base = FrozenBase(config.model, config.device)
     layout = base.layout(config.layout).token_ids(base.tokenizer)
+    compress = _compressor(config, base, layout)
     states = config.output / "hidden_states"
     states.mkdir(parents=True, exist_ok=True)
     path = config.output / "traces.jsonl"
@@ -90,10 +104,23 @@ def main(config: TracesConfig) -> dict[str, Any]:
                 last = torch.cat([base.read([prompt]).hidden_states[:, -1] for prompt in prompts])  # (B, d)
                 save_file({"last": last.float()}, states / f"{at // config.batch_size:05}.safetensors")
                 traces = [_trace(example, reply, task) for example, (reply, *_) in zip(batch, replies, strict=True)]
+                if compress:
+                    traces = [compress(prompt, trace) for prompt, trace in zip(prompts, traces, strict=True)]
                 lines.write("".join(json.dumps(asdict(trace), ensure_ascii=False) + "\n" for trace in traces))
                 lines.flush()
                 progress.update(len(batch))
     return _counts(read_traces(path))
+
+
+def _compressor(config: TracesConfig, base: FrozenBase, layout: LayoutIds) -> Callable[[list[int], Trace], Trace] | None:
+    if (keep := config.compress) is None and config.probe is None:
+        return None
+    if keep is None or config.probe is None:
+        raise StageError("--compress and --probe belong together: how much to keep, and who says what is important.")
+    probe = StepProbe.load(config.probe)
+    probe.check_base(config.model)
+    reader = StepReader(base, layout, sentences=probe.config.sentences)
+    return lambda prompt, trace: replace(trace, reasoning=probe.compressed(reader, prompt, trace.reasoning, keep))
 
 
 def _trace(example: Example, reply: Reply, task: Task) -> Trace:
@@ -121,6 +148,9 @@ def keep_whole_batches(path: Path, batch_size: int) -> int:
 
 
 def read_traces(path: Path) -> list[Trace]:
+    """Raises `StageError` where there is no such file."""
+    if not path.is_file():
+        raise StageError(f"There is no file {path}: `latentserve train traces` writes one.")
     with path.open() as lines:  # a chain may hold other characters that `splitlines` takes for ends
         return [Trace(**json.loads(line)) for line in lines]
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "analyse complexity": "How many tokens does a question need, and how much of what could be saved is saved?",
     "analyse exits": "Force an answer at the end of each step of a chain: where could it have ended?",
     "analyse explain": "Read a reason for an answer off its latents, and put it to the test.",
+    "analyse importance": "Which steps of a chain does its answer need, and does the model know while it writes them?",
     "analyse trajectory": "Drop tokens, or whole steps, of the chain, and see what answers are left (section 2 of the paper).",
     "analyse why": "Follow an answer back to the lines, the latents and the words of the question that it rests on.",
     "router": "Fit and calibrate the router.",

@@ -5,6 +5,7 @@ from typing import Annotated
 from reasoning_net.analysis import complexity as complexity_analysis
 from reasoning_net.analysis import exits as exits_analysis
 from reasoning_net.analysis import explain as explain_analysis
+from reasoning_net.analysis import importance as importance_analysis
 from reasoning_net.analysis import latents as latents_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.analysis import why as why_analysis
@@ -21,6 +22,10 @@ def exits(*, config: Annotated[exits_analysis.ExitsConfig, Flat]) -> str:
 
 def explain(*, config: Annotated[explain_analysis.ExplainConfig, Flat]) -> str:
     return explain_analysis.main(config)
+
+
+def importance(*, config: Annotated[importance_analysis.ImportanceConfig, Flat]) -> str:
+    return importance_analysis.main(config)
 
 
 def latents(*, config: Annotated[latents_analysis.LatentsConfig, Flat]) -> str:

@@ -202,7 +202,7 @@ def test_as_few_latents_as_suffice(client: openai.OpenAI, asked: list[Question])
 
 
 def test_aliases_headers_and_precedence(server: str, client: openai.OpenAI, asked: list[Question]) -> None:
-    assert {"demo", *(f"demo:{mode}" for mode in (*MODES, "auto"))} == {model.id for model in client.models.list()}
+    assert {"demo", *(f"demo:{mode}" for mode in (*MODES, "soft", "auto"))} == {model.id for model in client.models.list()}
     messages: Any = [{"role": "user", "content": asked[0].question}]
     raw = client.chat.completions.with_raw_response.create(model="demo:latent", messages=messages, temperature=0)
     assert raw.headers["X-Reasoning-Mode"] == "latent"

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from reasoning_net.analysis import trajectory
-from reasoning_net.bundle import Bundle
+from reasoning_net.bundle import Bundle, fingerprint
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Sampling, TransformersRollouts, VllmRollouts, greedy_accuracy, latent_replies
 from reasoning_net.stages import traces
+from reasoning_net.step_probe import StepMlp, StepProbe, StepProbeConfig
 from reasoning_net.tasks import DemoTask, TaskSpec
 from server.settings import DEMO_MODEL
 
@@ -87,6 +88,24 @@ def test_traces_resume_behind_the_last_full_batch(
     task = TaskSpec(str(tmp_path / "traces.jsonl"), "traces", whole=True).load()
     example = next(task.examples(0, "train"))
     assert task.is_correct(example.reply, example.answer)
+
+
+def test_traces_of_the_most_important_steps(
+    engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(traces, "VllmRollouts", lambda *_: engine)
+    config = StepProbeConfig(base=fingerprint(str(DEMO_MODEL)), sentences=True)
+    StepProbe(config, StepMlp(config.features, config.hidden_size)).save(tmp_path / "importance.safetensors")
+    whole = traces.TracesConfig(output=tmp_path / "whole", split="validation", n=4)
+    kept = replace(whole, output=tmp_path / "kept", compress=0.3, probe=tmp_path / "importance.safetensors")
+    traces.main(whole)
+    traces.main(kept)
+    pairs = zip(*(traces.read_traces(one.output / "traces.jsonl") for one in (whole, kept)), strict=True)
+    for before, after in pairs:
+        assert 0 < len(after.reasoning) < 0.7 * len(before.reasoning)
+        assert replace(after, reasoning=before.reasoning) == before
+    with pytest.raises(StageError, match="belong together"):
+        traces.main(replace(kept, probe=None))
 
 
 def test_trajectory_drops_tokens_and_steps(engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ def test_bad_input(tmp_path: Path) -> None:
     output = ("--output", str(tmp_path / "out"))
     assert "There is no model in" in failure("train", "sft", "--model", str(tmp_path), *output)
     assert "There is no file" in failure("train", "traces", "--data", "missing.jsonl", *output)
+    assert "`latentserve train traces` writes one." in failure("analyse", "importance", "--traces", str(tmp_path), *output)
     assert "multiple of 32" in failure("train", "sft", "--hidden-size", "100", *output)
     assert "no reasoning network" in failure("train", "grpo", "--init", str(tmp_path), *output)
     assert "has no bundle.json" in failure("router", "fit", "--bundle", str(tmp_path))
@@ -36,6 +37,8 @@ def test_bad_input(tmp_path: Path) -> None:
         ("train grpo --init i --output o --rollouts 1", "--rollouts must be greater than or equal to 2, not 1."),
         ("train sweep --output o --num-latents 4,b", "--num-latents"),
         ("train sweep --output o --conditioners last,some", "--conditioners must be 'last', 'all' or 'all+embeddings'"),
+        ("train traces --output o --compress keep=3", "--compress must be less than or equal to 1, not"),
+        ("train traces --output o --compress some", "--compress"),
         ("router calibrate --bundle b --explicit-share 0.1 --mean-tokens 9", "give exactly one of"),
         ("router calibrate --bundle b --explicit-share 3", "--explicit-share must be less than or equal to 1"),
         ("serve --device tpu", "--device must be 'cpu' or 'cuda', not 'tpu'."),
