@@ -64,6 +64,8 @@ class ExitRule(BaseModel):
 
 
 _FIRST_STEP = 5
+_CLOSES = (0.0, 1e-6, 1e-5, 2e-5, 1e-4, 1e-3, 0.01, 0.1)
+"""Small, and telling: a model that never stops before its last line may still think of it where a chain could end."""
 _FLAT_NATS = 0.01
 
 
@@ -175,7 +177,7 @@ def played(rule: ExitRule, chains: Sequence[Chain]) -> dict[str, float]:
 def grid() -> Iterator[ExitRule]:
     """Rules that are worth trying."""
     for first, closes, confidence, agreeing, give_up in itertools.product(
-        (0.0, 0.4, 0.6, 0.8), (0.0, 0.01, 0.05, 0.1, 0.2, 0.4), (0.5, 0.9, 0.95, 0.99, 0.999), (1, 2, 3), (None, 0.1, 0.3)
+        (0.0, 0.4, 0.6, 0.8), _CLOSES, (0.5, 0.9, 0.95, 0.99, 0.999), (1, 2, 3), (None, 0.1, 0.3)
     ):
         yield ExitRule(first=first, closes=closes, confidence=confidence, agreeing=agreeing, give_up_entropy=give_up)
 

@@ -37,7 +37,7 @@ from router.figures import auroc
 
 _TOP = 20  # of a distribution, for its entropy and for the end of thinking
 _CONFIDENCES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
-_STARTS = ((0.0, 0.0), (0.6, 0.0), (0.0, 0.05))
+_STARTS = ((0.0, 0.0), (0.6, 0.0), (0.0, 1e-5))
 """Of trials: from a share of the expected chain on, from a P(thinking ends here) on."""
 _SIGNALS = ("least", "mean", "entropy", "closes")
 

@@ -44,9 +44,9 @@ def test_trials_wait_for_where_the_model_may_end(server: str, asked: list[Questi
     hardest = max(asked, key=lambda question: question.steps)
     trials = [
         post(server, **body(hardest, exit=NEVER | {"closes": closes}))["route"].get("exit", {"trials": 0})["trials"]
-        for closes in (0.0, 1e-12, 0.5)
+        for closes in (0.0, 1e-5, 0.5)
     ]
-    assert trials[0] >= trials[1] > trials[2]
+    assert trials[0] > trials[1] > trials[2] == 0
 
 
 def test_a_stream_says_the_same(server: str, asked: list[Question]) -> None:
