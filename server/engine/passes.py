@@ -23,6 +23,7 @@ from vllm.sampling_params import RequestOutputKind
 from router.exits import ExitRule
 from router.helper import HelpRule
 from router.policy import Decision, Limits, Mode, Scores
+from server.engine.brief import in_brief
 from server.engine.exits import EarlyExit
 from server.engine.explain import Said, explain
 from server.engine.helper import Helped
@@ -298,6 +299,8 @@ class Passes:
             else:
                 written = self.ask_engine(prompt, prepared, options)
             outputs = self._generated(decision, written)
+        if self.ask.brief and decision.mode.thinks_in_text and params.output_kind is not RequestOutputKind.CUMULATIVE:
+            outputs = in_brief(outputs, self.engine, whole)
         async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
             async for output in outputs:
                 yield output

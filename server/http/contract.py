@@ -120,7 +120,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
             raise BadRequestError(f"{name}={str(value).lower()} cannot be combined with {what}.", name)
     mode = wish.mode(terms) if path != EXPLAIN_PATH else wish.latent_mode()
     options, may_exit, soft = take_options(body, mode), take_exit(body, mode), take_soft(body, mode)
-    may_help = take_help(body, mode, exits=bool(may_exit))
+    may_help, brief = take_help(body, mode, exits=bool(may_exit)), take_brief(body)
     if options.early and not (path == CHAT_PATH and body.get("stream")):
         raise BadRequestError("router.early is for streamed chat completions.", "router")
     if path in AS_CHAT:
@@ -132,7 +132,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
         budget = terms.effort_budgets.get(wish.effort or "")
     return Ask(
         mode, num_latents, options, budget, names_temperature=body.get("temperature") is not None,
-        exit=may_exit, help=may_help, soft=soft,
+        exit=may_exit, help=may_help, soft=soft, brief=brief,
         only_route=only_route, explains=verifies or (explains and not only_route), verifies=verifies,
     )  # fmt: skip
 
@@ -307,6 +307,21 @@ def take_help(body: Body, mode: str, *, exits: bool) -> HelpRule | bool | None:
     if not isinstance(given, dict):
         raise BadRequestError('helper must be true, false, or a rule such as {"policy": "glimp", "share": 0.2}.', "helper")
     return _validated(HelpRule, given, "helper")
+
+
+def take_brief(body: Body) -> bool:
+    """Whether the chain is shown in brief: `reasoning` is a word, which is taken out, or (the responses API) has a summary."""
+    given = body.get("reasoning")
+    if isinstance(given, str):
+        if given not in ("brief", "full"):
+            raise BadRequestError(f"reasoning must be brief or full, not {given[:40]!r}.", "reasoning")
+        del body["reasoning"]
+    is_brief = given == "brief" or (isinstance(given, dict) and given.get("summary") == "concise")
+    if is_brief and isinstance(body.get("n"), int) and body["n"] > 1:
+        raise BadRequestError("reasoning in brief is for one answer a request, not n above 1.", "n")
+    if is_brief and body.get("logprobs"):
+        raise BadRequestError("reasoning in brief has no log-probabilities: text is left out.", "logprobs")
+    return is_brief
 
 
 def take_soft(body: Body, mode: str) -> SoftThinking | None:

@@ -74,6 +74,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
             "description": "Whether a stronger model writes steps of a chain, and by which rule.",
         },
         "soft": {"$ref": "#/components/schemas/SoftThinking"},
+        "reasoning": {"enum": ["brief", "full"], "description": "brief: of a chain its last sentences only."},
     }
 
     def openapi() -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _amended(original: Callable[[], dict[str, Any]], modes: Sequence[str], max_l
         for path in (*CHAT_PATHS, COMPLETIONS_PATH):
             if operation := paths.get(path, {}).get("post"):
                 body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-                schemas[body]["properties"] |= own
+                schemas[body]["properties"] = own | schemas[body]["properties"]
                 answer = operation["responses"]["200"].setdefault("content", {})
                 answer["application/json"] = {"schema": _with_route({})}
         chat = paths[CHAT_PATH]["post"]

@@ -41,6 +41,8 @@ class Ask:
     """Whether, and by which rule, a helper writes steps of the chain; None: as the server does it."""
     soft: SoftThinking | None = None
     """How a chain is thought in mixtures of tokens; None: in text."""
+    brief: bool = False
+    """Show the chain's last sentences only."""
     only_route: bool = False
     """Read and decide, and generate nothing (`/v1/route`)."""
     explains: bool = False
