@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": "Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP.",
     "bench": "Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios.",
     "bundle": "Pack a network and its layout, check it against the engine, and print what a server will need.",
+    "check": "Look for faults before anybody meets them: a tokenizer that is at odds with us, a bundle with a backdoor.",
     "demo": "The embedded demo: its questions, and how its model is made.",
     "demo questions": "Print demo questions as JSON lines with the keys question, answer, steps, family.",
     "demo train-base": "Train the demo's base model.",
