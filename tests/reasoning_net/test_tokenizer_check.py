@@ -62,7 +62,7 @@ def test_one_whose_digits_are_tokens(tokenizer) -> None:
 
 def test_pieces_that_are_another_token_once_they_are_joined(tokenizer) -> None:
     """As of a template that opens the thinking: two line breaks in a row are one token."""
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>\\n' }}"
     layout = default_layout(tokenizer, len(tokenizer))
     assert found(tokenizer)["question + direct layout"].wrong == "mode direct"
     assert "at odds with mode direct" in str(warning(tokenizer, layout, has_latents=False))
