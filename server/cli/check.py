@@ -5,6 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from reasoning_net import tokenizer_check
+from reasoning_net.analysis import backdoor as backdoor_check
 from reasoning_net.errors import StageError
 from reasoning_net.options import Flat
 
@@ -12,8 +13,15 @@ from reasoning_net.options import Flat
 def check(
     *,
     tokenizer: Annotated[bool, Parameter(help="Text and token ids: does one give the other?", negative="")] = False,
-    config: Annotated[tokenizer_check.TokenizerConfig | None, Flat] = None,
+    backdoor: Annotated[bool, Parameter(help="Does a word turn the answers of a bundle's network?", negative="")] = False,
+    config: Annotated[backdoor_check.BackdoorConfig | None, Flat] = None,
 ) -> str:
-    if not tokenizer:
-        raise StageError("There is nothing to check: give --tokenizer.")
-    return tokenizer_check.main(config or tokenizer_check.TokenizerConfig())
+    config, texts = config or backdoor_check.BackdoorConfig(), []
+    if tokenizer:
+        shared = ("model", "bundle", "task", "n", "output", "seed")
+        texts.append(tokenizer_check.main(tokenizer_check.TokenizerConfig(**{name: getattr(config, name) for name in shared})))
+    if backdoor:
+        texts.append(backdoor_check.main(config))
+    if not texts:
+        raise StageError("There is nothing to check: give --tokenizer, --backdoor, or both.")
+    return "\n\n".join(texts)
