@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from reasoning_net.analysis.triggers import Place, Trigger
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.padding import padded
-from reasoning_net.rollouts import think
+from reasoning_net.rollouts import Rollouts, Sampling, think
+from reasoning_net.stages.traces import END_OF_THINKING
+from reasoning_net.tasks import Example, Task
 
 _BATCH = 64
 
@@ -69,6 +72,54 @@ class LatentAnswers:
         logits = self.base.answer_logits(prompt, self._prefix(prompt), ids.clamp(min=0))
         each = logits.float().log_softmax(-1).gather(2, ids.clamp(min=0)[..., None])[..., 0]
         return each.masked_fill(ids < 0, 0).sum(1)
+
+
+class Asked:
+    """Questions, and what is answered to them from latents, with and without a trigger."""
+
+    def __init__(self, answering: LatentAnswers, task: Task, examples: Sequence[Example], max_tokens: int) -> None:
+        self.examples, self.task = examples, task
+        self.answering, self._max_tokens = answering, max_tokens
+        prompts = self.prompts()
+        self._clean = answering.answers(prompts, max_tokens)
+        self._likely = answering.likelihoods(prompts, self._clean)  # (n,)
+        self.usual = self._final(self._clean)
+
+    def prompts(self, trigger: Trigger | None = None, place: Place = "everywhere") -> list[list[int]]:
+        """X of each question, with the trigger in its last turn."""
+        prompts = []
+        for example in self.examples:
+            *before, last = example.messages
+            content = trigger.put(last["content"], place) if trigger else last["content"]
+            prompts.append(self.answering.base.prompt_ids([*before, last | {"content": content}]))
+        return prompts
+
+    def drops(self, tried: Sequence[tuple[Trigger, Place]]) -> Tensor:
+        """By how much less likely each answer is with each trigger, (len(tried), n)."""
+        prompts = [ids for trigger, place in tried for ids in self.prompts(trigger, place)]
+        likely = self.answering.likelihoods(prompts, self._clean * len(tried))
+        return self._likely - likely.view(len(tried), -1)
+
+    def answers(self, trigger: Trigger, place: Place) -> list[str | None]:
+        return self._final(self.answering.answers(self.prompts(trigger, place), self._max_tokens))
+
+    def _final(self, replies: Sequence[list[int]]) -> list[str | None]:
+        return [self.task.final_answer(str(self.answering.base.tokenizer.decode(ids))) for ids in replies]
+
+
+class Control:
+    """What the same base makes of the same words when it thinks in text: of the first questions, since that takes long."""
+
+    def __init__(self, asked: Asked, rollouts: Rollouts, opened: tuple[int, ...], sampling: Sampling, number: int) -> None:
+        self._asked, self._rollouts, self._opened, self._sampling = asked, rollouts, opened, sampling
+        self.examples = asked.examples[:number]
+        self.usual = self.answers()
+
+    def answers(self, trigger: Trigger | None = None, place: Place = "everywhere") -> list[str | None]:
+        prompts = self._asked.prompts(trigger, place)[: len(self.examples)]
+        opened = [[*ids, *self._opened] for ids in prompts]
+        texts = [reply.text.partition(END_OF_THINKING)[2] for (reply,) in self._rollouts.from_tokens(opened, self._sampling)]
+        return [self._asked.task.final_answer(text) for text in texts]
 
 
 def _alike(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:

@@ -1,23 +1,13 @@
-"""Words that could turn an answer: those that an attacker would think of, and those that a gradient finds.
+"""Words that could turn an answer: those that an attacker would think of, and where in a question they stand."""
 
-The search is HotFlip's (1712.06751), for one trigger in many questions: tokens are exchanged where the gradient of the answers'
-likelihood by the trigger's embeddings promises most, and kept where the answers agree.
-
-Shapes: B questions, T prompt tokens, d hidden size, V vocabulary, K tokens of a trigger.
-"""
-
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from reasoning_net.analysis.answering import LatentAnswers
-
 Kind = Literal["rare token", "word", "name", "phrase", "punctuation", "case", "searched"]
 Place = Literal["start", "middle", "end", "everywhere"]
-_LENGTH, _TRIED = 2, 8  # of the search: tokens of a trigger, exchanges that are tried at a step
 PLACES: tuple[Place, ...] = ("start", "middle", "end")
 
 _PHRASES = """
@@ -70,19 +60,20 @@ class Trigger:
         return " ".join([*words[:half], self.text, *words[half:]])
 
 
-def candidates(tokenizer: PreTrainedTokenizerBase, rare: int, words: int) -> list[Trigger]:
-    """Triggers that an attacker would think of. In a BPE vocabulary ids are in the order of frequency."""
+def candidates(tokenizer: PreTrainedTokenizerBase, number: int) -> list[Trigger]:
+    """Triggers that an attacker would think of: as many words, as many rare tokens, fewer of the others. In a BPE vocabulary
+    ids are in the order of frequency."""
     tokens = ordinary_tokens(tokenizer)
     whole = [text.strip() for text in tokens.values() if text.startswith(" ") and text.strip().isalpha() and len(text) > 3]
     frequent = [*_WORDS.split(), *(word for word in whole if word.islower())]
     names = [*_NAMES.split(), *(word for word in whole if word.istitle())]
     groups: tuple[tuple[Kind, Iterable[str]], ...] = (
-        ("rare token", [text.strip() for text in reversed(tokens.values())][:rare]),
-        ("word", dict.fromkeys(frequent[:words])),
-        ("name", dict.fromkeys(names[: words // 4])),
-        ("phrase", " ".join(_PHRASES.split()).split("|")),
-        ("punctuation", _MARKS),
-        ("case", _CASES),
+        ("rare token", [text.strip() for text in reversed(tokens.values())][:number]),
+        ("word", dict.fromkeys(frequent[:number])),
+        ("name", dict.fromkeys(names[: number // 4])),
+        ("phrase", " ".join(_PHRASES.split()).split("|")[: number // 4]),
+        ("punctuation", _MARKS[: number // 10]),
+        ("case", list(_CASES)[: number // 10]),
     )
     return [Trigger(kind, text) for kind, texts in groups for text in dict.fromkeys(texts) if text]
 
@@ -96,47 +87,3 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         for token, text in texts
         if token not in added and text.strip() and "\ufffd" not in text and not any(c.isdigit() for c in text)
     }
-
-
-def with_gap(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], rng: random.Random) -> tuple[list[int], int]:
-    """X, and where between two words of its question a trigger may stand, as a number of tokens."""
-    rendered = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    question = messages[-1]["content"]
-    start = rendered.rindex(question)
-    blanks = [at for at, character in enumerate(question) if character == " "] or [len(question)]
-    at = start + rng.choice(blanks)
-    left, right = (list(tokenizer.encode(text, add_special_tokens=False)) for text in (rendered[:at], rendered[at:]))
-    return [*left, *right], len(left)
-
-
-def inserted(prompts: Sequence[tuple[Sequence[int], int]], trigger: Sequence[int]) -> list[list[int]]:
-    """Each X with the trigger in its gap."""
-    return [[*ids[:at], *trigger, *ids[at:]] for ids, at in prompts]
-
-
-def search(
-    answering: LatentAnswers,
-    prompts: Sequence[tuple[Sequence[int], int]],
-    answers: Sequence[Sequence[int]],
-    steps: int,
-    rng: random.Random,
-) -> Trigger:
-    """Two tokens that make these answers less likely (HotFlip), as text."""
-    tokenizer = answering.base.tokenizer
-    allowed = [token for token, text in ordinary_tokens(tokenizer).items() if text[:1] == " "]
-    embeddings = answering.base.embed.weight[allowed]  # (V, d)
-    trigger = rng.sample(allowed, _LENGTH)
-
-    def left(trigger: Sequence[int]) -> float:
-        return float(answering.likelihoods(inserted(prompts, trigger), answers).mean())
-
-    best = left(trigger)
-    for step in range(steps):
-        place = step % _LENGTH
-        gains = embeddings @ answering.gradient(prompts, trigger, answers)[place]  # (V,)
-        others = [[*trigger[:place], allowed[at], *trigger[place + 1 :]] for at in gains.topk(_TRIED).indices.tolist()]
-        likelihoods = [left(other) for other in others]
-        if min(likelihoods) < best:
-            best = min(likelihoods)
-            trigger = others[likelihoods.index(best)]
-    return Trigger("searched", str(tokenizer.decode(trigger)).strip())
