@@ -35,6 +35,7 @@ COMMANDS = {
     "train grpo": "Stage 2: reinforce the latents whose answers are right (GRPO), rollouts on the vLLM engine.",
     "train sweep": "The paper's ablations: numbers of latents, conditioners, SFT against SFT + GRPO. One table at the end.",
     "analyse": "Look inside: what latents carry, and what a chain does.",
+    "analyse attention": "How sure is an explicit answer? Follow it back through attention (UQAC).",
     "analyse latents": "Put something else in the latents' place: are they needed, and do they carry the answer?",
     "analyse exits": "Force an answer at the end of each step of a chain: where could it have ended?",
     "analyse explain": "Read a reason for an answer off its latents, and put it to the test.",

@@ -2,11 +2,16 @@
 
 from typing import Annotated
 
+from reasoning_net.analysis import attention as attention_analysis
 from reasoning_net.analysis import exits as exits_analysis
 from reasoning_net.analysis import explain as explain_analysis
 from reasoning_net.analysis import latents as latents_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.options import Flat
+
+
+def attention(*, config: Annotated[attention_analysis.AttentionConfig, Flat]) -> str:
+    return attention_analysis.main(config)
 
 
 def exits(*, config: Annotated[exits_analysis.ExitsConfig, Flat]) -> str:
