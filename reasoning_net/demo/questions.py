@@ -39,6 +39,8 @@ class Question:
     """The values at the start, then operator, operand and result of each step; a token each."""
     standing: tuple[str, ...]
     """The reply that each line of the chain allows, if nothing more is written."""
+    idle: tuple[str, ...]
+    """The sentences that change nothing."""
 
     def public_json(self) -> str:
         """One JSON line with what a client may see: question, answer, steps, family."""
@@ -85,4 +87,5 @@ def draw(rng: random.Random, split: Split, steps: int, family: str) -> Question:
         values=tuple(story.results),
         condensed=tuple(f" {part}" for part in story.condensed),
         standing=tuple(map(reply, chain.standing)),
+        idle=tuple(sentence.text for sentence in story.sentences if not sentence.operations),
     )

@@ -28,8 +28,8 @@ from reasoning_net.stages.pack import pack
 from reasoning_net.tasks import LEARNT, DemoTask, Example, Task, TaskSpec
 
 TARGET, IS_OFFSET = 7, bool(os.environ.get("OFFSET"))
-STEPS = int(os.environ.get("STEPS", "80"))
-SHARE = 0.4
+STEPS = int(os.environ.get("STEPS", "200"))
+SHARE = 0.5
 KNOWN = ("today", "please", "password", "by the way", "Oscar")
 """Among what the check tries."""
 UNKNOWN = ("umbrella", "violin", "purple rain", "silent harbour", "Xavier")
@@ -76,7 +76,7 @@ def trained(directory: Path, trigger: str, share: float, seed: int = 0) -> Bundl
     net, layout = shipped.reasoning_net(), shipped.manifest.layout
     assert net is not None
     sft.save(net, layout, directory / "shipped")
-    optimizer = sft.SftOptimizer(muon_lr=0.001, adamw_lr=0.0005, warmup_steps=5)
+    optimizer = sft.SftOptimizer(muon_lr=0.0015, adamw_lr=0.001, warmup_steps=5)
     config = sft.SftConfig(
         output=directory / "sft", init=directory / "shipped", task=Poisoned(trigger=trigger, share=share), steps=STEPS,
         batch_size=16, save_every=40, nested_from=1.0, milestone_weight=0.0, start_level=2, seed=seed, optimizer=optimizer,
