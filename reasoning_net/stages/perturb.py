@@ -44,7 +44,7 @@ def remapped(plain: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[
         lost = [before - after for before, after in zip(shares, other[arm], strict=True)]
         error = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
         values = {"as they are": shares, "about others": other[arm], "lost": lost}
-        figures[arm] = {name: round(statistics.fmean(of), 4) for name, of in values.items()} | {"error": round(error, 4)}
+        figures[arm] = {**{name: round(statistics.fmean(of), 4) for name, of in values.items()}, "error": round(error, 4)}
     return figures
 
 
