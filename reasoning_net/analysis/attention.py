@@ -5,9 +5,9 @@
 After UQAC (2503.19168): from the tokens of the final answer to the earlier tokens that they attend to most, and from these on,
 until the question is reached; of what is found the tokens that are most like the answer; their probabilities, multiplied. It
 needs attention weights, which no serving kernel gives, so it is a study: is it better than what a server could have? We
-differ: weights are the mean of a layer's heads, the largest over layers; the paper's marginal over other tokens is not here.
+differ: weights are the mean of heads, of all layers or of the last one; the paper's marginal over other tokens is not here.
 
-Shapes: T tokens of X, chain and reply; L layers, H heads, d hidden size.
+Shapes: T tokens of X, chain and reply; H heads, d hidden size.
 """
 
 import json
@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -51,6 +51,8 @@ class AttentionConfig:
     """Tokens that each token is followed back to, at most."""
     threshold: Share = 0.1
     """Attention from which on a token is followed."""
+    layers: Literal["all", "last"] = "all"
+    """Whose attention: the mean of all, or of the last one's heads."""
     kept: PositiveInt = 16
     """Tokens of a chain of attention that count: those most like the answer."""
     layout: LayoutFile = None
@@ -105,7 +107,8 @@ class Reader:
         output = self._base.model(ids, output_attentions=True, output_hidden_states=True)
         logprobs = output.logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         likely = torch.cat([logprobs.new_zeros(1), logprobs])  # (T,): of each token, given those before it
-        weights = torch.stack([layer[0].mean(0) for layer in output.attentions]).amax(0)  # (T, T)
+        layers = output.attentions if self._config.layers == "all" else output.attentions[-1:]
+        weights = torch.cat(list(layers)).mean((0, 1))  # (T, T) of layers (1, H, T, T)
         start = len(prompt) + len(thought)
         said = [start + at for at in self._relevant(reply)]
         chain = followed(weights, said, len(prompt), self._config.width, self._config.threshold)
