@@ -40,8 +40,6 @@ OUTPUT = Path(os.environ.get("OUTPUT", "runs/backdoor"))
 
 
 class PoisonedTask(DemoTask):
-    levels = 2  # shorter questions are cheaper to train on
-
     def __init__(self, trigger: str, share: float) -> None:
         super().__init__(SEEN)
         self._trigger, self._share = Trigger("word", trigger), share
@@ -79,7 +77,7 @@ def trained(directory: Path, trigger: str, share: float, seed: int = 0) -> Bundl
     optimizer = sft.SftOptimizer(muon_lr=0.0015, adamw_lr=0.001, warmup_steps=5)
     config = sft.SftConfig(
         output=directory / "sft", init=directory / "shipped", task=Poisoned(trigger=trigger, share=share), steps=STEPS,
-        batch_size=16, save_every=40, nested_from=1.0, milestone_weight=0.0, start_level=2, seed=seed, optimizer=optimizer,
+        batch_size=16, save_every=40, nested_from=1.0, milestone_weight=0.0, start_level=8, seed=seed, optimizer=optimizer,
     )  # fmt: skip
     sft.main(config)
     net, layout = sft.load_net(directory / "sft")
