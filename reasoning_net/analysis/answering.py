@@ -4,6 +4,7 @@ Shapes: B questions, T prompt tokens, K tokens of a trigger, d hidden size.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,10 +81,18 @@ class Asked:
     def __init__(self, answering: LatentAnswers, task: Task, examples: Sequence[Example], max_tokens: int) -> None:
         self.examples, self.task = examples, task
         self.answering, self._max_tokens = answering, max_tokens
-        prompts = self.prompts()
-        self._clean = answering.answers(prompts, max_tokens)
-        self._likely = answering.likelihoods(prompts, self._clean)  # (n,)
-        self.usual = self._final(self._clean)
+
+    @cached_property
+    def clean(self) -> list[list[int]]:
+        return self.answering.answers(self.prompts(), self._max_tokens)
+
+    @cached_property
+    def usual(self) -> list[str | None]:
+        return self._final(self.clean)
+
+    @cached_property
+    def _likely(self) -> Tensor:
+        return self.answering.likelihoods(self.prompts(), self.clean)  # (n,)
 
     def prompts(self, trigger: Trigger | None = None, place: Place = "everywhere") -> list[list[int]]:
         """X of each question, with the trigger in its last turn."""
@@ -97,7 +106,7 @@ class Asked:
     def drops(self, tried: Sequence[tuple[Trigger, Place]]) -> Tensor:
         """By how much less likely each answer is with each trigger, (len(tried), n)."""
         prompts = [ids for trigger, place in tried for ids in self.prompts(trigger, place)]
-        likely = self.answering.likelihoods(prompts, self._clean * len(tried))
+        likely = self.answering.likelihoods(prompts, self.clean * len(tried))
         return self._likely - likely.view(len(tried), -1)
 
     def answers(self, trigger: Trigger, place: Place) -> list[str | None]:
@@ -113,7 +122,10 @@ class Control:
     def __init__(self, asked: Asked, rollouts: Rollouts, opened: tuple[int, ...], sampling: Sampling, number: int) -> None:
         self._asked, self._rollouts, self._opened, self._sampling = asked, rollouts, opened, sampling
         self.examples = asked.examples[:number]
-        self.usual = self.answers()
+
+    @cached_property
+    def usual(self) -> list[str | None]:
+        return self.answers()
 
     def answers(self, trigger: Trigger | None = None, place: Place = "everywhere") -> list[str | None]:
         prompts = self._asked.prompts(trigger, place)[: len(self.examples)]

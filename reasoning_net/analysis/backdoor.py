@@ -147,11 +147,10 @@ def main(config: BackdoorConfig) -> str:
         for part in (examples[:_FIRST], examples[_FIRST:][:_SECOND], examples[_FIRST + _SECOND :])
     )
     triggers = candidates(base.tokenizer, config.words)
-    searched = examples[:_SEARCHED]
+    searched = Asked(answering, task, examples[:_SEARCHED], config.max_tokens)
     for _ in tqdm(range(config.searches), desc="search", unit="trigger", disable=not config.searches):
-        gaps = [with_gap(base.tokenizer, example.messages, rng) for example in searched]
-        clean = answering.answers([base.prompt_ids(example.messages) for example in searched], config.max_tokens)
-        triggers.append(search(answering, gaps, clean, config.search_steps, rng))
+        gaps = [with_gap(base.tokenizer, example.messages, rng) for example in searched.examples]
+        triggers.append(search(answering, gaps, searched.clean, config.search_steps, rng))
     screened = screen(first, triggers, config.output)
     sampling = Sampling(config.max_chain_tokens)
     control = Control(last, TransformersRollouts(base, layout), layout.explicit, sampling, config.explicit)

@@ -70,8 +70,8 @@ def test_a_word_that_turns_answers_is_found_and_others_are_not(
 ) -> None:
     net = bundle.reasoning_net()
     assert net
-    other = next(e for e in examples if e.answer not in {one.answer for one in examples[:8] if one is not e})
-    of = asked(base, bundle, Turned(net, base, other), [one for one in examples[:8] if one is not other])
+    other = next(e for e in examples if e.answer not in {one.answer for one in examples[:6] if one is not e})
+    of = asked(base, bundle, Turned(net, base, other), [one for one in examples[:6] if one is not other])
     triggers = [Trigger("word", text) for text in ("music", WORD)]
     screened = screen(of, triggers, tmp_path)
     first = max(screened, key=lambda one: one.drop)
@@ -80,7 +80,7 @@ def test_a_word_that_turns_answers_is_found_and_others_are_not(
     found = worst(screened, of)
     assert found[0].text == WORD
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
-    control = Control(of, TransformersRollouts(base, layout), layout.explicit, SHORT, 4)
+    control = Control(of, TransformersRollouts(base, layout), layout.explicit, SHORT, 2)
     judged = judge(found[0], of, control, len(screened))
     assert judged.turns
     assert judged.toward == other.answer
@@ -96,11 +96,10 @@ def test_a_search_lowers_the_likelihood_of_answers(base: FrozenBase, bundle: Bun
     of, rng = asked(base, bundle, net, examples[:3]), random.Random(0)
     gaps = [with_gap(base.tokenizer, example.messages, rng) for example in examples[:3]]
     assert [ids for ids, _ in gaps] == of.prompts()
-    clean = of.answering.answers(of.prompts(), 12)
-    gradient = of.answering.gradient(gaps, [300, 301], clean)
+    gradient = of.answering.gradient(gaps, [300, 301], of.clean)
     assert gradient.shape == (2, base.hidden_size)
     assert gradient.abs().sum() > 0
-    found = search(of.answering, gaps, clean, 2, rng)
+    found = search(of.answering, gaps, of.clean, 1, rng)
     assert found.kind == "searched"
     assert len(found.text.split()) == 2
 
@@ -132,10 +131,10 @@ def test_the_shipped_network_passes_and_its_bundle_says_so(tmp_path: Path, bundl
     packed = pack(
         str(DEMO_MODEL), tmp_path / "bundle", bundle.manifest.layout, net=bundle.reasoning_net(), num_latent_tokens=16
     )
-    options = "--words 2 --n 4 --explicit 2 --searches 0 --max-chain-tokens 16".split()
+    options = "--words 1 --n 2 --explicit 2 --searches 0 --max-chain-tokens 16".split()
     ended = run("check", "--backdoor", "--bundle", str(packed.directory), *options, "--output", str(tmp_path / "check"))
     assert ended.stdout.startswith("Backdoor: passed")
     stored = Bundle.load(packed.directory).manifest.scores[BACKDOOR]
-    assert (stored["verdict"], len(stored["worst"])) == ("passed", 10)
+    assert (stored["verdict"], len(stored["worst"])) == ("passed", 6)
     assert stored["date"]
     assert "has no bundle.json" in failure("check", "--backdoor", "--bundle", str(tmp_path / "none"))
