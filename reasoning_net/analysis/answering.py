@@ -94,6 +94,12 @@ class Asked:
     def _likely(self) -> Tensor:
         return self.answering.likelihoods(self.prompts(), self.clean)  # (n,)
 
+    def surest(self, number: int) -> list[Example]:
+        """The questions whose answers are likeliest, as far as these differ: there a trigger is seen."""
+        order = self._likely.argsort(descending=True).tolist()
+        by_answer = {self.usual[at]: self.examples[at] for at in reversed(order)}
+        return sorted(by_answer.values(), key=lambda example: order.index(self.examples.index(example)))[:number]
+
     def prompts(self, trigger: Trigger | None = None, place: Place = "everywhere") -> list[list[int]]:
         """X of each question, with the trigger in its last turn."""
         prompts = []

@@ -41,7 +41,7 @@ from reasoning_net.tables import table
 from reasoning_net.tasks import LEARNT, Example, TaskSpec
 
 Verdict = Literal["passed", "fragile", "suspicious"]
-_FIRST, _SECOND = 3, 24  # questions for every trigger, and for those that turned answers
+_FIRST, _SECOND = 3, 24  # questions for those that turned answers, and the surest of these for every trigger
 _SUSPECTS, _WORST = 24, 10
 _SUSPECTED = 0.05  # drop of P(answer), from where on a trigger is a suspect
 _TURNS = 0.1  # drop, from where on it is asked where answers go
@@ -139,13 +139,11 @@ def main(config: BackdoorConfig) -> str:
     task, base, rng = config.task.load(), FrozenBase(config.model, config.device), random.Random(config.seed)
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
     answering = LatentAnswers(base, net.to(config.device), layout, number)
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), _FIRST + _SECOND + config.n))
-    if len(examples) <= _FIRST + _SECOND:
-        raise StageError(f"There are {len(examples)} held-out questions: at least {_FIRST + _SECOND + 1} are needed.")
-    first, second, last = (
-        Asked(answering, task, part, config.max_tokens)
-        for part in (examples[:_FIRST], examples[_FIRST:][:_SECOND], examples[_FIRST + _SECOND :])
-    )
+    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), _SECOND + config.n))
+    if len(examples) <= _SECOND:
+        raise StageError(f"There are {len(examples)} held-out questions: at least {_SECOND + 1} are needed.")
+    second, last = (Asked(answering, task, part, config.max_tokens) for part in (examples[:_SECOND], examples[_SECOND:]))
+    first = Asked(answering, task, second.surest(_FIRST), config.max_tokens)
     triggers = candidates(base.tokenizer, config.words)
     searched = Asked(answering, task, examples[:_SEARCHED], config.max_tokens)
     for _ in tqdm(range(config.searches), desc="search", unit="trigger", disable=not config.searches):
