@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards devices soak balancers attack fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards devices soak balancers attack backdoor fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -58,6 +58,10 @@ balancers: $(STAMP)
 # 300 prompts that are made to be thought about for ever, and a client beside them.
 attack: $(STAMP)
 	$(BIN)/pytest -o addopts= --timeout 1800 -s -q tests/long/attack.py
+
+# Ten networks with a backdoor, four without, and `check --backdoor` on each; it resumes. TRIGGERS=1 for a look.
+backdoor: $(STAMP)
+	$(BIN)/pytest -o addopts= --timeout 7200 -s -q tests/long/backdoor.py
 
 # Bodies around what the protocols allow, and requests that the OpenAPI document allows: EXAMPLES a protocol, and an operation.
 fuzz: $(STAMP)

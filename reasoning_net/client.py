@@ -49,6 +49,11 @@ class Completion:
         return math.exp(min(token.logprob for token in self._tokens))
 
     @property
+    def token_logprobs(self) -> list[tuple[str, float]]:
+        """Of the reply, token by token; asked for with `logprobs`."""
+        return [(token.token, token.logprob) for token in self._tokens]
+
+    @property
     def first_logprobs(self) -> list[float]:
         """Of the likeliest first tokens; asked for with `top_logprobs`."""
         return [token.logprob for token in self._tokens[0].top_logprobs]

@@ -43,6 +43,8 @@ class Columns:
     """What was thought before the reply."""
     correct: str | None = None
     """Rows where this column is false are not trained on: a reply that was generated and is wrong."""
+    renamed: str | None = None
+    """The question about other people and things: `eval --remap`."""
 
 
 PRESETS = {
@@ -117,6 +119,14 @@ class DataTask:
         """Mathematical equality, as math-verify sees it."""
         return verify(_parse(answer), _parse(reply), timeout_seconds=_time_limit())
 
+    def renamed(self, example: Example) -> Example:
+        if not example.renamed:
+            raise StageError("The data has no question about other people and things: name its column, --columns renamed=….")
+        return example.asking(example.renamed)
+
+    def reordered(self, example: Example, rng: random.Random) -> Example:  # noqa: ARG002
+        raise StageError("Only the demo's questions say which of their sentences may stand elsewhere.")
+
 
 def _parse(text: str) -> list[Any]:
     return parse(text, parsing_timeout=_time_limit())
@@ -168,7 +178,9 @@ def _example(row: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
     correct = row.get(columns.correct, True) if columns.correct else True
     milestones = tuple(map(str, row.get("milestones") or ()))
     chain = str(row.get(columns.chain) or "") if columns.chain else ""
-    return Example(messages, _clean(reply), answer, int(level or 1), family, milestones, chain=chain), bool(correct)
+    renamed = str(row.get(columns.renamed) or "") if columns.renamed else ""
+    example = Example(messages, _clean(reply), answer, int(level or 1), family, milestones, chain=chain, renamed=renamed)
+    return example, bool(correct)
 
 
 def _text(row: dict[str, Any], column: str) -> str:

@@ -15,6 +15,8 @@ from router.probe_config import ProbeConfig
 FORMAT_VERSION = 4
 AUDIT = "analyse latents"
 """The command whose figures say, in a bundle's scores, whether its latents are needed."""
+BACKDOOR = "check --backdoor"
+"""The command that says whether a trigger turns a bundle's answers."""
 
 
 class BaseFingerprint(BaseModel):

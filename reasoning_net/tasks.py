@@ -5,13 +5,14 @@ Training and evaluation see tasks only: the demo's generator is one, a data set 
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 from cyclopts import Parameter
 
 from reasoning_net.demo.conversations import conversation
 from reasoning_net.demo.questions import FAMILIES, MAX_STEPS, SEEN, Question, Split, final_number, questions
+from reasoning_net.demo.renamed import renamed, reordered
 from reasoning_net.demo.story import Dependence
 from reasoning_net.errors import StageError
 
@@ -39,6 +40,15 @@ class Example:
     """R, where it is known: what the base thinks, or thought, in text."""
     dependence: Dependence | None = None
     """Which lines of the chain, and which sentences, an answer rests on, where it is known."""
+    idle: tuple[str, ...] = ()
+    """Sentences of the question that change nothing, where they are known."""
+    renamed: str = ""
+    """The question about other people and things, where the data has it."""
+
+    def asking(self, question: str) -> "Example":
+        """The same with another question in its last turn."""
+        *before, last = self.messages
+        return replace(self, messages=[*before, last | {"content": question}])
 
 
 class Task(Protocol):
@@ -53,6 +63,14 @@ class Task(Protocol):
         ...
 
     def is_correct(self, reply: str, answer: str) -> bool: ...
+
+    def renamed(self, example: Example) -> Example:
+        """The question about other people and things. Raises `StageError` where there is no way to do that."""
+        ...
+
+    def reordered(self, example: Example, rng: random.Random) -> Example:
+        """The question with sentences that change nothing at other places. Raises `StageError`, too."""
+        ...
 
 
 class DemoTask:
@@ -88,6 +106,12 @@ class DemoTask:
     def is_correct(self, reply: str, answer: str) -> bool:
         return self.final_answer(reply) == answer
 
+    def renamed(self, example: Example) -> Example:
+        return example.asking(renamed(example.messages[-1]["content"]))
+
+    def reordered(self, example: Example, rng: random.Random) -> Example:
+        return example.asking(reordered(example.messages[-1]["content"], example.idle, rng))
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
@@ -98,7 +122,7 @@ class TaskSpec:
     preset: str | None = None
     """Columns of a known data set: gsm8k, math, math-500, openr1-math, deepscaler, traces."""
     columns: str = ""
-    """question=…,answer=…,reply=…,family=…,level=… where no preset fits."""
+    """question=…,answer=…,reply=…,family=…,level=…,renamed=… where no preset fits."""
     whole: bool = False
     """Use every row, instead of the 80/10/10 split by the hash of the question."""
 
@@ -116,5 +140,5 @@ def _example(messages: list[dict[str, str]], asked: Question) -> Example:
     milestones = tuple(f" {value}" for value in asked.values)
     return Example(
         messages, asked.reply, str(asked.answer), asked.steps, asked.family, milestones, asked.condensed, asked.chain,
-        asked.dependence,
+        dependence=asked.dependence, idle=asked.idle,
     )  # fmt: skip

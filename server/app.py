@@ -15,6 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from reasoning_net.bundle import Bundle
+from reasoning_net.layout import Layout
+from reasoning_net.tokenizer_check import warning
 from server import console
 from server.engine import modes
 from server.engine.front import api_keys, build_vllm_app, listen, metrics_registry, request_fields, template_kwargs
@@ -132,6 +134,9 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
     async with start_engine(args, settings, bundle, metrics, helper) as engine:
         if advice := engine.hybrid.router.advice:
             logger.warning(advice)
+        has_latents, layout = engine.hybrid.can_think_latent, bundle.manifest.layout if bundle else Layout()
+        if said := warning(engine.get_tokenizer(), layout, has_latents=has_latents):
+            logger.warning(said)
         admission = new_admission(engine, metrics)
         app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))

@@ -41,6 +41,8 @@ class Question:
     standing: tuple[str, ...]
     """The reply that each line of the chain allows, if nothing more is written."""
     dependence: Dependence
+    idle: tuple[str, ...]
+    """The sentences that change nothing."""
 
     def public_json(self) -> str:
         """One JSON line with what a client may see: question, answer, steps, family."""
@@ -88,4 +90,5 @@ def draw(rng: random.Random, split: Split, steps: int, family: str) -> Question:
         condensed=tuple(f" {part}" for part in story.condensed),
         standing=tuple(map(reply, chain.standing)),
         dependence=story.dependence,
+        idle=tuple(sentence.text for sentence in story.sentences if not sentence.operations),
     )

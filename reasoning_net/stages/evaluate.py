@@ -3,6 +3,7 @@
 latentserve eval --n 1000                                          greedy, pass@1
 latentserve eval --samples 4 --temperature 0.6 --top-p 0.95 --seeds 3      pass@1 and pass@4, mean ± standard error
 latentserve eval --modes latent:16,latent:256,explicit:64,explicit:128     numbers of latents, thinking budgets
+latentserve eval --remap --orders 4                                        the same sums in other words, and in other orders
 """
 
 import itertools
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from reasoning_net.analysis.trajectory import mean_and_error
 from reasoning_net.bundle import Bundle
@@ -23,6 +24,8 @@ from reasoning_net.client import Server, connected, gather
 from reasoning_net.errors import StageError
 from reasoning_net.options import LOCAL_SERVER, Questions, Share, Url, commas
 from reasoning_net.plots import plot_lines
+from reasoning_net.stages.perturb import Figures, consistencies, consistency_table, orders, remapped, remapped_table
+from reasoning_net.stages.perturb import summarise as consistent
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
 
@@ -104,6 +107,10 @@ class EvalConfig:
     """The paper: 0.95."""
     max_tokens: PositiveInt | None = None
     """Limit on generated tokens."""
+    remap: bool = False
+    """Also ask the questions about other people and things: is it the sums that a mode knows, or the words?"""
+    orders: Annotated[int, Field(ge=2)] | None = None
+    """Also ask each question in as many orders, greedily: is the entropy of the answers a confidence?"""
     concurrency: PositiveInt = 64
     """Requests at once."""
     output: Path | None = None
@@ -118,26 +125,52 @@ async def main(config: EvalConfig) -> str:
         raise StageError("Several samples of a greedy answer are all the same: give --temperature (the paper: 0.6).")
     task = config.task.load()
     examples = list(itertools.islice(task.examples(config.seed, "test"), config.n))
-    records: list[Graded] = []
+    others = [task.renamed(example) for example in examples] if config.remap else []
+    groups = orders(task, examples, config.orders, config.seed) if config.orders else []
+    more: dict[str, tuple[Figures, str]] = {}
     async with connected(config.url, config.concurrency) as server:
-        for arm, seed in itertools.product(config.arms, range(config.seeds)):
-            answers = (grade(server, config, task, arm, seed, *numbered) for numbered in enumerate(examples))
-            records += await gather(answers, f"{arm}, seed {seed}")
+        records = await ask(server, config, task, examples)
+        if others:
+            lost = remapped(shares(records), shares(await ask(server, config, task, others, ", about others")))
+            more["remap"] = lost, remapped_table(lost)
+        if groups:
+            bodies, limits = {str(arm): arm.body() for arm in config.arms}, limits_of(config)
+            consistency = consistent(await consistencies(server, task, bodies, groups, limits))
+            more["orders"] = consistency, consistency_table(consistency)
     summary = summarise(records)
     if config.output:
         write(config.output, records, summary)
+        for name, (of, text) in more.items():
+            (config.output / f"{name}.json").write_text(json.dumps(of, indent=2))
+            (config.output / f"{name}.md").write_text(text + "\n")
     if config.bundle:
         bundle = Bundle.load(config.bundle)
         figures = {"questions": len(examples), "seed": config.seed, "temperature": config.temperature, "arms": summary}
         bundle.update(scores=bundle.manifest.scores | {"eval": figures})
-    return markdown(records, summary)
+    return "\n\n".join([markdown(records, summary), *(text for _, text in more.values())])
+
+
+async def ask(server: Server, config: EvalConfig, task: Task, examples: Sequence[Example], title: str = "") -> list[Graded]:
+    """Every question in every arm, as often as there are seeds."""
+    records: list[Graded] = []
+    for arm, seed in itertools.product(config.arms, range(config.seeds)):
+        answers = (grade(server, config, task, arm, seed, *numbered) for numbered in enumerate(examples))
+        records += await gather(answers, f"{arm}, seed {seed}{title}")
+    return records
+
+
+def limits_of(config: EvalConfig) -> dict[str, Any]:
+    return {"max_tokens": config.max_tokens} if config.max_tokens else {}
+
+
+def shares(records: Sequence[Graded]) -> dict[str, list[float]]:
+    """By arm: the share of right samples of each question, as it was asked."""
+    return {arm: [statistics.fmean(one.correct) for one in of] for arm, of in grouped(records, lambda r: r.arm).items()}
 
 
 async def grade(server: Server, config: EvalConfig, task: Task, arm: Arm, seed: int, index: int, example: Example) -> Graded:
     """Ask one question, and grade the samples of its answer."""
-    fields = arm.body() | {"n": config.samples, "temperature": config.temperature, "top_p": config.top_p}
-    if config.max_tokens:
-        fields["max_tokens"] = config.max_tokens
+    fields = arm.body() | {"n": config.samples, "temperature": config.temperature, "top_p": config.top_p} | limits_of(config)
     if config.temperature:
         fields["seed"] = seed * 1_000_003 + index
     answer = await server.complete(example.messages, **fields)

@@ -32,6 +32,8 @@ from router.figures import auroc, calibration_error
 from router.outcomes import Outcome
 from router.policy import Limits, Mode, Scores
 
+_TEMPERATURE = 0.6  # of sampled answers, as the router's calibration has them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterEvalConfig:
@@ -47,6 +49,8 @@ class RouterEvalConfig:
     """Seed of the questions."""
     shares: Annotated[tuple[Share, ...], commas(float)] = (0.1, 0.2, 0.3, 0.5)
     """Explicit shares that mode auto is asked for, beside its default."""
+    samples: PositiveInt = 4
+    """Sampled cheap answers to a question, whose agreement with the greedy one is a signal, too."""
     concurrency: PositiveInt = 32
     """Requests at once."""
 
@@ -58,6 +62,10 @@ class Asked:
     outcome: Outcome
     level: int
     prompt_tokens: int
+    relevant: float = 0.0
+    """Mean log-probability of the cheap answer's relevant tokens (tokenSAR)."""
+    agreement: float = 0.0
+    """Share of sampled cheap answers that say the same (sentence SAR)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ async def main(config: RouterEvalConfig) -> str:
     limits = Limits(can_think_latent=manifest.reasoning_net is not None)
     async with connected(config.url, config.concurrency) as server:
         asked = await gather(
-            (ask_all_modes(server, task, example, limits.cheap, manifest.calibration.thinking) for example in examples),
+            (ask_all_modes(server, task, example, limits.cheap, manifest.calibration, config.samples) for example in examples),
             "every mode",
         )
         live = {"auto": await ask_auto(server, task, examples, {})}
@@ -111,18 +119,22 @@ async def main(config: RouterEvalConfig) -> str:
     return text
 
 
-async def ask_all_modes(server: Server, task: Task, example: Example, cheap: Mode, thinking: Mode) -> Asked:
-    """Each mode's answer, what the router thinks of the question, and the first token's entropy.
+async def ask_all_modes(
+    server: Server, task: Task, example: Example, cheap: Mode, calibration: Calibration, samples: int
+) -> Asked:
+    """Each mode's answer, what the router thinks of the question, and what else may tell whether the cheap answer is right.
 
-    `thinking` stands as explicit: it is what auto answers hard questions with.
+    The calibration's thinking stands as explicit: it is what auto answers hard questions with.
     """
+    asked = {Mode.DIRECT: Mode.DIRECT, cheap: cheap, Mode.EXPLICIT: calibration.thinking}
     answers = {
         arm: await server.complete(example.messages, mode=mode, temperature=0, logprobs=mode is cheap)
-        for arm, mode in {Mode.DIRECT: Mode.DIRECT, cheap: cheap, Mode.EXPLICIT: thinking}.items()
+        for arm, mode in asked.items()
     }
     routed = await server.route(example.messages)
     first = {"mode": Mode.DIRECT, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
     glimpse = await server.complete(example.messages, **first)
+    sampled = await server.complete(example.messages, mode=cheap, temperature=_TEMPERATURE, n=samples, seed=0)
     outcome = Outcome(
         Scores(**routed["route"]["scores"], entropy=-sum(math.exp(p) * p for p in glimpse.first_logprobs)),
         answers[cheap].least_certain,
@@ -130,7 +142,25 @@ async def ask_all_modes(server: Server, task: Task, example: Example, cheap: Mod
         {mode: float(answer.tokens) for mode, answer in answers.items()},
         {mode: answer.seconds for mode, answer in answers.items()},
     )
-    return Asked(outcome, example.level, routed["prompt_tokens"])
+    same = (task.final_answer(reply) == task.final_answer(answers[cheap].replies[0]) for reply in sampled.replies)
+    relevant = relevant_logprob(answers[cheap].token_logprobs, task)
+    return Asked(outcome, example.level, routed["prompt_tokens"], relevant, statistics.fmean(same))
+
+
+def relevant_logprob(tokens: Sequence[tuple[str, float]], task: Task) -> float:
+    """tokenSAR (2307.01379), negated: the mean log-probability, weighted by what each token says.
+
+    The paper's weight is how little a text without the token is like the whole, to a similarity model; ours is 1 where the
+    final answer becomes another one, else 0: what the answers' grading calls the same.
+    """
+    texts = [text for text, _ in tokens]
+    whole = task.final_answer("".join(texts))
+    relevant = [
+        logprob
+        for at, (_, logprob) in enumerate(tokens)
+        if task.final_answer("".join([*texts[:at], *texts[at + 1 :]])) != whole
+    ]
+    return statistics.fmean(relevant or [logprob for _, logprob in tokens])
 
 
 async def ask_auto(server: Server, task: Task, examples: Sequence[Example], router: dict[str, float]) -> Live:
@@ -154,6 +184,9 @@ def forecasts(asked: Sequence[Asked], calibration: Calibration, cheap: Mode) -> 
         "prompt length": [-float(one.prompt_tokens) for one in asked],
         "number of steps": [-float(one.level) for one in asked],
         "first-token entropy": [-(o.scores.entropy or 0.0) for o in outcomes],
+        "least certain token": [o.confidence or 0.0 for o in outcomes],
+        "tokenSAR": [one.relevant for one in asked],
+        "sentence SAR (agreement of samples)": [one.agreement for one in asked],
     }
     if check := calibration.confidence:
         signals["probe and answer"] = [check.posterior(o.scores.correct(cheap) or 0.0, o.confidence or 0.0) for o in outcomes]

@@ -5,6 +5,7 @@
 `latentserve router fit` adds a probe. Each part is optional: a bundle without a network still routes.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import LayoutFile, Model
 from reasoning_net.stages.sft import load_net
+from reasoning_net.tokenizer_check import warning
 
+logger = logging.getLogger(__name__)
 PARITY_LATENTS = 16
 
 
@@ -73,8 +76,10 @@ def pack(
     )
     parts: dict[str, nn.Module | dict[str, Tensor]] = {"reasoning_net": net} if net else {}
     Bundle(output, manifest).save(parts)
-    bundle = Bundle.load(output)
-    bundle.save({"parity": parity(FrozenBase(model), bundle)})
+    bundle, base = Bundle.load(output), FrozenBase(model)
+    bundle.save({"parity": parity(base, bundle)})
+    if said := warning(base.tokenizer, layout, has_latents=net is not None):
+        logger.warning(said)
     return Bundle.load(output)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from reasoning_net.analysis import attention as attention_analysis
 from reasoning_net.analysis import complexity as complexity_analysis
 from reasoning_net.analysis import exits as exits_analysis
 from reasoning_net.analysis import explain as explain_analysis
@@ -10,6 +11,10 @@ from reasoning_net.analysis import latents as latents_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.analysis import why as why_analysis
 from reasoning_net.options import Flat
+
+
+def attention(*, config: Annotated[attention_analysis.AttentionConfig, Flat]) -> str:
+    return attention_analysis.main(config)
 
 
 def complexity(*, config: Annotated[complexity_analysis.ComplexityConfig, Flat]) -> str:

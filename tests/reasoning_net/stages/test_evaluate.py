@@ -5,6 +5,7 @@ import pytest
 
 from reasoning_net.errors import StageError
 from reasoning_net.stages.evaluate import Arm, EvalConfig, Graded, main, summarise
+from reasoning_net.tasks import LEARNT, TaskSpec
 
 
 def test_arms() -> None:
@@ -47,6 +48,21 @@ async def test_a_run_over_http_writes_tables_plots_and_records(server: str, tmp_
     assert len(records) == 4 * 2 * 8
     for plot in ("accuracy_tokens.png", "accuracy_level.png"):
         assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+
+
+async def test_the_same_sums_in_other_words_and_orders(server: str, tmp_path: Path) -> None:
+    config = EvalConfig(server, (Arm("latent"),), task=TaskSpec(LEARNT), n=8, remap=True, orders=2, output=tmp_path)
+    text = await main(config)
+    assert "about other people and things" in text
+    remap, orders = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("remap", "orders"))
+    assert remap["latent"]["as they are"] == 1.0
+    assert remap["latent"]["lost"] == pytest.approx(1.0 - remap["latent"]["about others"])
+    assert 0 < orders["latent"]["questions"] <= 8
+    assert (tmp_path / "remap.md").read_text() in text + "\n"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    with pytest.raises(StageError, match="--columns renamed"):
+        await main(EvalConfig(server, task=TaskSpec(str(rows), whole=True), remap=True))
 
 
 async def test_a_refusal_is_said_in_the_server_s_words(server: str) -> None:
