@@ -130,8 +130,9 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
     add_aliases(args, names)
     helper = await start_helper(settings, args)
     address, sock = listen(args)
-    metrics, readiness = Metrics(), Readiness()
-    async with start_engine(args, settings, bundle, metrics, helper) as engine:
+    readiness = Readiness()
+    async with start_engine(args, settings, bundle, helper) as engine:
+        metrics = engine.hybrid.metrics
         if advice := engine.hybrid.router.advice:
             logger.warning(advice)
         has_latents, layout = engine.hybrid.can_think_latent, bundle.manifest.layout if bundle else Layout()

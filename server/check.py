@@ -10,7 +10,6 @@ from reasoning_net.errors import StageError
 from reasoning_net.rollouts import prepare_environment
 from server.engine.readiness import Readiness
 from server.engine.start import parse_vllm_args, start_engine
-from server.observe.metrics import Metrics
 from server.settings import Settings
 
 
@@ -29,7 +28,7 @@ async def _check(settings: Settings, bundle: Bundle, flags: list[str]) -> Readin
     from server.app import available_modes
 
     readiness = Readiness()
-    async with start_engine(parse_vllm_args(settings, flags, bundle), settings, bundle, Metrics()) as engine:
+    async with start_engine(parse_vllm_args(settings, flags, bundle), settings, bundle) as engine:
         await readiness.check(engine, bundle, available_modes(bundle, can_mix=False))
     return readiness
 

@@ -42,5 +42,7 @@ def _shorten(choice: CompletionOutput, engine: "HybridEngine") -> None:
     chain = token_ids[: token_ids.index(end)] if end in token_ids else token_ids
     sentences = engine.boundaries.pieces(chain, sentences=True)
     kept = sentences[-max(1, round(_SHARE * len(sentences))) :]
+    opening = chain[:1] if chain[:1] == [engine.hybrid.tags[0]] else []  # parsers of streams look for it
     _, tag, answer = choice.text.partition(tokenizer.decode([end])) if end in token_ids else ("", "", "")
-    choice.text = "".join(tokenizer.decode(list(piece)) for piece in kept).strip() + "\n" + tag + answer
+    shown = "".join(tokenizer.decode(list(piece)) for piece in kept).strip().removeprefix(tokenizer.decode(opening)).strip()
+    choice.text = f"{tokenizer.decode(opening)}\n{shown}\n{tag}{answer}"

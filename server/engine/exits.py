@@ -48,8 +48,9 @@ class EarlyExit:
         try:
             async with aclosing(self._run.ask_engine(self._prompt, params, self._options)) as outputs:
                 async for output in outputs:
+                    why = self._look(output.outputs[0])  # before others leave out what the client did not ask for
                     yield output
-                    if why := self._look(output.outputs[0]):
+                    if why:
                         break
         finally:
             await self._stop()

@@ -187,7 +187,7 @@ def _fit_reading(config: VllmConfig, manifest: Manifest | None, probes: Sequence
 
 @asynccontextmanager
 async def start_engine(
-    args: Namespace, settings: Settings, bundle: Bundle | None, metrics: Metrics, helper: Helper | None = None
+    args: Namespace, settings: Settings, bundle: Bundle | None, helper: Helper | None = None
 ) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit, as is the helper's client."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
@@ -211,7 +211,7 @@ async def start_engine(
             bundle,
             layout.token_ids(tokenizer),
             settings.router(bundle.manifest if bundle else None),
-            metrics,
+            Metrics(),
             num_latents=settings.num_latents,
             shadow_share=settings.shadow_share,
             long_slots=settings.long_slots,

@@ -69,7 +69,7 @@ def test_one_click_asks_every_mode_and_shows_where_the_time_went(page: Page) -> 
 
 
 def test_a_question_is_asked_by_keyboard_and_thinking_streams(page: Page) -> None:
-    for mode in ("direct", "latent", "latent+explicit", "auto"):
+    for mode in ("direct", "latent", "latent+explicit", "soft", "auto"):
         page.get_by_role("checkbox", name=mode, exact=True).uncheck()
     page.get_by_label("Question").fill(page.get_by_role("button", name="hard").first.get_attribute("title") or "")
     page.get_by_label("Question").press("Control+Enter")
