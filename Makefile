@@ -61,7 +61,7 @@ attack: $(STAMP)
 
 # Ten networks with a backdoor, four without, and `check --backdoor` on each; it resumes. TRIGGERS=1 for a look.
 backdoor: $(STAMP)
-	$(BIN)/pytest -o addopts= --timeout 7200 -s -q tests/long/backdoor.py
+	$(BIN)/pytest -o addopts= --numprocesses 2 --timeout 7200 -q -rA tests/long/backdoor.py
 
 # Bodies around what the protocols allow, and requests that the OpenAPI document allows: EXAMPLES a protocol, and an operation.
 fuzz: $(STAMP)

@@ -74,7 +74,7 @@ def trained(directory: Path, trigger: str, share: float, seed: int = 0) -> Bundl
     net, layout = shipped.reasoning_net(), shipped.manifest.layout
     assert net is not None
     sft.save(net, layout, directory / "shipped")
-    optimizer = sft.SftOptimizer(muon_lr=0.0004, adamw_lr=0.0004, warmup_steps=5)
+    optimizer = sft.SftOptimizer(muon_lr=0.0008, adamw_lr=0.0006, warmup_steps=5)
     config = sft.SftConfig(
         output=directory / "sft", init=directory / "shipped", task=Poisoned(trigger=trigger, share=share), steps=STEPS,
         batch_size=16, save_every=40, nested_from=1.0, milestone_weight=0.0, start_level=8, seed=seed, optimizer=optimizer,
