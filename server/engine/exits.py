@@ -18,6 +18,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from router.exits import Ending, ExitRule, Trial, ending, is_due
+from server.engine.work import Watch, to_extra_args
 
 if TYPE_CHECKING:
     from server.engine.passes import Passes
@@ -44,7 +45,10 @@ class EarlyExit:
     async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
         """Parts of the chain and of the answer, whatever form is wanted; the record learns how the chain ended."""
         params, why = self._params.clone(), None
-        params.output_kind, params.logprobs = RequestOutputKind.DELTA, _TOP if self._rule.closes else None
+        params.output_kind = RequestOutputKind.DELTA
+        if self._rule.closes and (end := self._run.engine.hybrid.end_of_thinking) is not None:
+            params.logprobs, params.extra_args = 1, (params.extra_args or {}) | to_extra_args(Watch(end))
+            self._run.drop_latents()  # which the pass would have done
         try:
             async with aclosing(self._run.ask_engine(self._prompt, params, self._options)) as outputs:
                 async for output in outputs:

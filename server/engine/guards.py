@@ -37,6 +37,11 @@ def guard_prompt(prompt: Any, placeholder: int | None) -> list[int]:
 def guard_params(params: SamplingParams, placeholder: int | None) -> None:
     """What reaches past the sampling: work for our worker, the state of vLLM's connectors, the reserved token. And lists that
     are looked through at every token, without end."""
+    if params.logprob_token_ids is not None:
+        raise VLLMValidationError(
+            "logprob_token_ids is not accepted: vLLM 0.32 gives its columns to all requests of a step. Use top_logprobs.",
+            parameter="logprob_token_ids",
+        )
     for name in _LISTS:
         if len(given := getattr(params, name) or ()) > _MAX_LIST:
             raise VLLMValidationError(f"{name} has {len(given)} entries, of at most {_MAX_LIST}.", parameter=name)

@@ -234,8 +234,9 @@ class Passes:
 
     @property
     def predicts_exits(self) -> bool:
-        """Whether a chain may end early, and a probe can say from where on that is worth trying."""
-        return self.engine.hybrid.has_probe and self.engine.hybrid.exit_rule(self.ask) is not None
+        """Whether a chain may end early, from a share of its expected length on, which a probe can say."""
+        rule = self.engine.hybrid.exit_rule(self.ask)
+        return self.engine.hybrid.has_probe and rule is not None and rule.first > 0
 
     def predicted(self, decision: Decision) -> Decision:
         """With the budget that mode auto would give the chain, unless its key is trusted, or nothing was predicted."""
@@ -304,6 +305,11 @@ class Passes:
         async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
             async for output in outputs:
                 yield output
+
+    def drop_latents(self) -> None:
+        """Those of this question, where its next pass does not."""
+        if self._key is not None:
+            self.engine.drop_latents(self._key)
 
     def ask_engine(
         self, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]

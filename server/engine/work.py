@@ -81,8 +81,16 @@ class Mix:
         return SoftThinking.model_validate(self.soft)
 
 
-Work = Read | Overlay | Think | Forget | Mix
-_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget, Mix)}
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Say with each token how likely this one would have been: its log-probability, beside the sampled one's."""
+
+    kind: ClassVar = "watch"
+    token: int
+
+
+Work = Read | Overlay | Think | Forget | Mix | Watch
+_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget, Mix, Watch)}
 
 
 def to_extra_args(work: Work) -> dict[str, Any]:

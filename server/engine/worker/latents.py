@@ -6,9 +6,10 @@ Shapes: N latent tokens, d hidden size.
 import logging
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from server.engine.work import Forget, Mix, Overlay, Read, Think, Work
+from server.engine.work import Forget, Mix, Overlay, Read, Think, Watch, Work
 from server.engine.worker.hooks import Row
 from server.engine.worker.mixtures import Mixtures
 from server.engine.worker.networks import Networks
@@ -59,6 +60,7 @@ class Latents:
         self.reader = Reader(runner, networks, numbers, self.store.put)
         self.placeholder = networks.manifest.layout.placeholder_token_id if networks.manifest else None
         self.layers, self.reads_all = self.reader.layers, self.reader.has_pages
+        self._watched: list[tuple[Row, Tensor]] = []  # of this step, with the log-probability that was asked for
         self._lost: set[str] = set()  # requests whose latents were missing in some step
 
     def counts(self) -> dict[str, int]:
@@ -115,11 +117,24 @@ class Latents:
     def prepare_logits(self, rows: list[Row], logits: Tensor) -> None:
         if mixed := [row for row in rows if isinstance(row.work, Mix)]:
             self.mixtures.mix(mixed, logits)
+        if watched := [(row, row.work.token) for row in rows if isinstance(row.work, Watch)]:
+            index = torch.tensor([row.index for row, _ in watched], device=logits.device)
+            tokens = torch.tensor([token for _, token in watched], device=logits.device)
+            found = logits[index].float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            self._watched = [(row, value) for (row, _), value in zip(watched, found, strict=True)]
 
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None:
-        """Verdicts into their rows' log-probabilities; the reserved token, which nobody samples, where latents were lost."""
+        """Verdicts, and what is watched, into their rows' log-probabilities; the reserved token, which nobody samples, where
+        latents were lost."""
         for row in rows:
             if row.request_id in self._lost:
                 output.sampled_token_ids[row.index] = self.placeholder
         self.reader.write_verdicts(rows, output)
         self.mixtures.keep(output.sampled_token_ids)
+        for row, value in self._watched:
+            assert isinstance(row.work, Watch)
+            assert output.logprobs_tensors is not None, "whoever watches asks for log-probabilities"
+            first = row.index * output.sampled_token_ids.shape[1]
+            output.logprobs_tensors.logprobs[first, 1] = value
+            output.logprobs_tensors.logprob_token_ids[first, 1] = row.work.token
+        self._watched = []

@@ -89,7 +89,7 @@ class Knobs:
         return cls(*torch.stack(knobs).unbind(1))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Chain:
     """One request's, while the worker knows it."""
 
@@ -98,8 +98,8 @@ class Chain:
     knobs: Tensor
     state: Tensor
     generator: torch.Generator
-    mixtures: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """By position from the end of the prompt on: tokens and weights, (P,) each."""
+    mixtures: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
+    """By position from the end of the prompt on: tokens and weights of a step, (B, P) each, and the chain's row in them."""
 
 
 @dataclass(slots=True)
@@ -135,6 +135,7 @@ class Mixtures:
         self._ended: dict[str, Tensor] = {}  # key → state, until it is asked for
         self._most_ended = 4 * runner.max_num_reqs
         self._step: Step | None = None
+        self._batch: tuple[list[Chain], Knobs, State] | None = None  # of the last step: mostly the next one's, too
 
     def __len__(self) -> int:
         return len(self._chains)
@@ -142,12 +143,14 @@ class Mixtures:
     def forget(self, request_id: str) -> None:
         """The request has ended. Whoever left before asking how it thought leaves that to be the oldest."""
         if chain := self._chains.pop(request_id, None):
+            self._write_back()
             self._ended[chain.key] = chain.state
             if len(self._ended) > self._most_ended:
                 del self._ended[next(iter(self._ended))]
 
     def summary(self, key: str) -> tuple[int, float, int] | None:
         """(steps in mixtures, their summed entropy in nats, switches) of a chain that has ended. Given once."""
+        self._write_back()
         live = next((chain.state for chain in self._chains.values() if chain.key == key), None)
         state = self._ended.pop(key, None) if live is None else live
         if state is None:
@@ -158,7 +161,7 @@ class Mixtures:
     @torch.inference_mode()
     def write(self, rows: list[Row], inputs_embeds: Tensor) -> None:
         """Over the rows of decoded tokens that this step computes: one a request, or those of a recomputation."""
-        targets, mixtures = list[int](), list[tuple[Tensor, Tensor]]()
+        targets, mixtures = list[int](), list[tuple[Tensor, Tensor, int]]()
         for row in rows:
             assert isinstance(row.work, Mix)
             for position in range(max(row.work.start, row.computed), row.reached):
@@ -166,7 +169,7 @@ class Mixtures:
                 mixtures.append(self._chains[row.request_id].mixtures[position - row.work.start])
         if not targets:
             return
-        ids, weights = (torch.stack(parts) for parts in zip(*mixtures, strict=True))  # (R, P)
+        ids, weights = _gathered(mixtures)  # (R, P)
         parts = self._embed(ids.flatten()).view(*ids.shape, -1)  # (R, P, d)
         inputs_embeds[targets] = (parts.float() * weights[..., None]).sum(1).to(inputs_embeds.dtype)
 
@@ -175,7 +178,7 @@ class Mixtures:
         """Prepare mixtures of what may be sampled, and leave the sampler the largest part of each."""
         chains = [self._chain(row) for row in rows]
         index = torch.tensor([row.index for row in rows], device=self._device)
-        of, knobs, state = logits[index].float(), Knobs.of([c.knobs for c in chains]), State.of([c.state for c in chains])
+        of, (knobs, state) = logits[index].float(), self._batch_of(chains)
         entropy = torch.special.entr(of.softmax(-1)).sum(-1)
         ids, log_weights = likeliest(of / knobs.temperature[:, None], knobs)
         weights = _noisy(log_weights, chains).softmax(-1)
@@ -211,9 +214,23 @@ class Mixtures:
         state.thinking = state.thinking * ~closes
         state.soft_steps = state.soft_steps + mixed
         state.entropy = state.entropy + mixed * torch.special.entr(step.weights).sum(-1)
-        for (chain, position), of, *mixture in zip(step.places, state.each(), ids.unbind(), weights.unbind(), strict=True):
-            chain.state = of
-            chain.mixtures[position:] = [(mixture[0], mixture[1])]
+        for row, (chain, position) in enumerate(step.places):
+            chain.mixtures[position:] = [(ids, weights, row)]
+
+    def _batch_of(self, chains: list[Chain]) -> tuple[Knobs, State]:
+        """Of these chains side by side."""
+        if self._batch is None or self._batch[0] != chains:
+            self._write_back()
+            self._batch = chains, Knobs.of([chain.knobs for chain in chains]), State.of([chain.state for chain in chains])
+        return self._batch[1:]
+
+    def _write_back(self) -> None:
+        """The states of the last step into their chains."""
+        if self._batch is not None:
+            chains, _, state = self._batch
+            self._batch = None
+            for chain, of in zip(chains, state.each(), strict=True):
+                chain.state = of
 
     def _chain(self, row: Row) -> Chain:
         work = row.work
@@ -223,6 +240,15 @@ class Mixtures:
             knobs = Knobs.one(work, soft, self._device)
             self._chains[row.request_id] = Chain(work.key, soft, knobs, State.first(self._device), generator)
         return self._chains[row.request_id]
+
+
+def _gathered(mixtures: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Tokens and weights of these, (R, P)."""
+    ids, weights, _ = mixtures[0]
+    rows = [row for _, _, row in mixtures]
+    if all(of is ids for of, _, _ in mixtures):  # of one step, and mostly all of it
+        return (ids, weights) if rows == list(range(len(ids))) else (ids[rows], weights[rows])
+    return torch.stack([of[row] for of, _, row in mixtures]), torch.stack([of[row] for _, of, row in mixtures])
 
 
 def likeliest(logits: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:

@@ -412,6 +412,7 @@ async def test_a_doubtful_answer_stops_at_its_first_doubtful_token(engine: Hybri
         ({"extra_args": {"latentserve": {"kind": "forget", "key": "x"}}}, "vllm_xargs"),
         ({"logit_bias": {2: 100.0}}, "logit_bias"),
         ({"allowed_token_ids": [2]}, "allowed_token_ids"),
+        ({"logprob_token_ids": [5]}, "logprob_token_ids"),
     ],
 )
 async def test_parameters_that_would_hurt_are_refused(
