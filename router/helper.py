@@ -38,6 +38,11 @@ class HelpRule(BaseModel):
     step_tokens: int = Field(512, ge=1, description="Limit on a step of the helper's.")
     sure: float = Field(0.98, ge=0, le=1, description="P(correct | explicit) from which on nobody is asked for help.")
 
+    def within(self, server: "HelpRule") -> "HelpRule":
+        """Of a request: no more of the helper's than the operator grants."""
+        bounds = {name: min(getattr(self, name), getattr(server, name)) for name in ("share", "max_tokens", "step_tokens")}
+        return self.model_copy(update=bounds)
+
     @property
     def peek_tokens(self) -> int:
         """Of a step, that are looked at before anything of it is given."""

@@ -121,10 +121,10 @@ class Hybrid:
         return (found or ExitRule()) if may else None
 
     def help_rule(self, ask: Ask) -> HelpRule | None:
-        """By which a helper writes steps of a chain: the request's, or the server's."""
+        """By which a helper writes steps of a chain: the request's, within what the server's costs at most, or the server's."""
         if ask.soft is not None or ask.help is False:
             return None
-        return ask.help if isinstance(ask.help, HelpRule) else self.help
+        return ask.help.within(self.help) if isinstance(ask.help, HelpRule) and self.help else self.help
 
     def after_chain(self, token_ids: list[int]) -> list[int]:
         """Of an answer: what follows a chain, if there is one."""

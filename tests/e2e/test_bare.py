@@ -40,7 +40,8 @@ def own(weak: FrozenBase, directory: Path) -> tuple[Callable[[Prompt], float], P
 def bare(server: str, directory: Path, own: tuple[Callable[[Prompt], float], Path]) -> Iterator[str]:
     model = directory / "weak"
     shutil.copytree(WEAK, model)
-    flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager", "--helper", server)
+    flags = ("--model", str(model), "--served-model-name", "plain", "--dtype", "float32", "--enforce-eager")
+    flags += ("--helper", server, "--helper-share", "1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTSERVE_REASONING_CONTENT", "true")
         patch.setenv("LATENTSERVE_PROBE", str(own[1]))

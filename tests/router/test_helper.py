@@ -11,6 +11,12 @@ def wanted(rule: HelpRule, entropy: float = 0.0, beginning: str = "Ann", helped:
     return tokens_of_help(rule, entropy, beginning, Glimpses(), helped or [], random.Random(0))
 
 
+def test_a_request_gets_no_more_than_the_operator_grants() -> None:
+    rule = HelpRule(share=1.0, max_tokens=10**6, policy="random").within(HelpRule(share=0.3))
+    assert (rule.share, rule.max_tokens, rule.policy) == (0.3, 4096, "random")
+    assert HelpRule(share=0.1).within(HelpRule(share=0.3)).share == 0.1
+
+
 def test_a_glimpse_above_the_threshold_asks_for_a_step() -> None:
     rule = HelpRule(share=1.0)
     assert wanted(rule, 1.2) == rule.step_tokens
