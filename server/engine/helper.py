@@ -62,7 +62,7 @@ class Helper:
         await self._http.aclose()
 
     async def write(self, token_ids: list[int], params: SamplingParams, max_tokens: int, *, one_line: bool) -> list[int]:
-        """What it writes after these tokens. Raises `httpx.HTTPError`, and `KeyError` for what is no completion."""
+        """What it writes after these tokens. Raises `httpx.HTTPError`, `LookupError`, `ValueError`."""
         prompt = token_ids if self._takes_ids else self._tokenizer.decode(token_ids)
         body = {
             "model": self._model, "prompt": prompt, "max_tokens": max_tokens, "temperature": params.temperature,
@@ -74,9 +74,12 @@ class Helper:
             "/v1/completions", json={name: value for name, value in body.items() if value is not None}
         )
         choice = answer.raise_for_status().json()["choices"][0]
-        return (
-            list(choice["token_ids"]) if self._takes_ids else self._tokenizer.encode(choice["text"], add_special_tokens=False)
-        )
+        if not self._takes_ids:
+            return list(self._tokenizer.encode(choice["text"], add_special_tokens=False))
+        written = [int(token) for token in choice["token_ids"]]
+        if any(not 0 <= token < len(self._tokenizer) for token in written):
+            raise ValueError("it wrote tokens that our model does not have")
+        return written
 
 
 class Helped:
@@ -142,7 +145,7 @@ class Helped:
         try:
             one_line = self._rule.policy != "reflect"
             step = await self._helper.write(self._so_far(), self._params, wanted, one_line=one_line)
-        except (httpx.HTTPError, LookupError, ValueError) as error:
+        except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
             logger.warning("The helper did not write a step: %r", error)
             self._help.failed += 1
             step = []

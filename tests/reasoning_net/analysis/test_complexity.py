@@ -29,7 +29,7 @@ def test_questions_are_answered_in_every_way_and_a_run_goes_on(tmp_path: Path) -
         assert line["scores"]["tokens"] > 50
     figures = json.loads((tmp_path / "complexity.json").read_text())
     assert figures["methods"]["explicit"]["right"] >= 0.75
-    assert {"auto", "DiffAdapt", "latent 16", "budget 32", "exit, two that agree"} <= set(figures["methods"])
+    assert {"auto", "DiffAdapt", "latent 16", "budget 32", "exit, calibrated"} <= set(figures["methods"])
     assert figures["classifier"][TEXT]["all"]["accuracy"] > 0.8
     assert (tmp_path / "complexity.md").read_text() == said + "\n"
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("complexity.png", "levels.png"))
