@@ -29,6 +29,7 @@ QUESTION = "Ann has 5 pens. In January, she finds 3 pens. How many pens does Ann
 Answer = asyncio.Task[httpx.Response]
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
 ENDLESS = 1900
+SECONDS_OF_TOKENS = 1000  # on a fast machine, too: long enough to be seen running
 """Tokens that take longer than a test waits."""
 LONG_TEXT = {"output_config": {"format": {"type": "json_schema", "schema": {"type": "string", "minLength": 9000}}}}
 """What keeps a Messages answer from ending: Anthropic's protocol has no `ignore_eos`."""
@@ -187,7 +188,7 @@ def test_clients_that_hold_connections_harm_nobody(server: Server) -> None:
 async def test_a_signal_lets_running_requests_end(server: Server) -> None:
     shared = server.shared_memory()
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        tasks = await in_flight(server, http, a_stream_and_a_body(300))
+        tasks = await in_flight(server, http, a_stream_and_a_body(SECONDS_OF_TOKENS))
         server.process.send_signal(signal.SIGINT)
         await asyncio.to_thread(until, lambda: server.status("/ready") == 503, 1)
         assert server.status("/health") == 200
@@ -199,7 +200,7 @@ async def test_a_signal_lets_running_requests_end(server: Server) -> None:
         answers = {path: await task for path, task in tasks.items()}
     assert {answer.status_code for answer in answers.values()} == {200}
     assert events(answers[CHAT].text)[-1]["choices"][0]["finish_reason"] == "length"
-    assert answers[COMPLETIONS].json()["usage"]["completion_tokens"] == 300
+    assert answers[COMPLETIONS].json()["usage"]["completion_tokens"] == SECONDS_OF_TOKENS
     assert server.ends(15, shared) == 0
     assert "Traceback" not in server.log.read_text()
 
