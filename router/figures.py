@@ -49,3 +49,8 @@ def reliability(scores: Tensor, labels: Tensor) -> list[tuple[float, float, floa
 def calibration_error(scores: Tensor, labels: Tensor) -> float:
     """Expected calibration error over ten bins of equal width."""
     return sum(abs(float((scores - labels)[part].sum())) for part in _bins(scores)) / len(scores)
+
+
+def known(value: float) -> float | None:
+    """A figure for JSON, to four digits; None where there was nothing to tell apart."""
+    return None if math.isnan(value) else round(value, 4)

@@ -32,7 +32,7 @@ from reasoning_net.options import LayoutFile, Model, Questions, Share
 from reasoning_net.stages.traces import Trace, read_traces
 from reasoning_net.tables import table
 from reasoning_net.tasks import Task, TaskSpec
-from router.figures import auroc
+from router.figures import auroc, known
 
 CHAIN, CHAIN_LEAST = "attention chain (UQAC)", "its least certain token"
 
@@ -168,9 +168,8 @@ def summarise(signals: Sequence[Signals]) -> dict[str, Any]:
     def areas(name: str) -> dict[str, float | None]:
         scores = torch.tensor([one.values[name] for one in signals])
         within = [auroc(scores[levels == level], right[levels == level]) for level in levels.unique()]
-        known = [area for area in within if not math.isnan(area)]
-        area = auroc(scores, right)
-        return {"AUROC": None if math.isnan(area) else round(area, 4), "least": round(min(known), 4) if known else None}
+        least = min((area for area in within if not math.isnan(area)), default=math.nan)
+        return {"AUROC": known(auroc(scores, right)), "least": known(least)}
 
     return {
         "answers": len(signals),

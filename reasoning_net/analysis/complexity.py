@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
 from reasoning_net.analysis.complexity_figures import Asked, Setting, draw, markdown, summarise
 from reasoning_net.analysis.exits import Observer, Written, chain_of
@@ -30,7 +29,7 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts, think
-from reasoning_net.stages.traces import keep_whole_batches
+from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tasks import Example, Task, TaskSpec
 from router.complexity import Pair
 from router.policy import Limits
@@ -85,17 +84,14 @@ def _ask(config: ComplexityConfig, bundle: Bundle | None) -> list[Asked]:
         raise StageError("There are no held-out questions with an answer.")
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "answers.jsonl"
-    done = keep_whole_batches(path, config.batch_size)
-    if done < len(examples):
+
+    def start() -> LinesOf[Example]:
         base = FrozenBase(config.model)
         layout = (bundle.manifest.layout if bundle else base.layout()).token_ids(base.tokenizer)
         asker = Asker(config, base, layout, VllmRollouts(config.model, layout), task, bundle)
-        with tqdm(total=len(examples), initial=done, desc="complexity", unit="question") as progress, path.open("a") as lines:
-            for at in range(done, len(examples), config.batch_size):
-                batch = examples[at : at + config.batch_size]
-                lines.write("".join(json.dumps(asdict(asked)) + "\n" for asked in asker.ask(batch)))
-                lines.flush()
-                progress.update(len(batch))
+        return lambda _, batch: map(asdict, asker.ask(batch))
+
+    append_batches(path, examples, config.batch_size, start, "complexity")
     with path.open() as lines:
         return [_asked(json.loads(line)) for line in itertools.islice(lines, config.n)]
 

@@ -20,7 +20,7 @@ from router.calibration import Calibration
 from router.complexity import Pair, cheapest, cheapest_right, limit, realised, token_complexity
 from router.curves import Curve, play, policy_curves
 from router.exits import Chain, ExitRule, played
-from router.figures import kendall
+from router.figures import kendall, known
 from router.outcomes import Outcome, apply
 from router.policies.utility import Utility
 from router.policy import Limits, Mode
@@ -90,7 +90,7 @@ def summarise(asked: Sequence[Asked], setting: Setting) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 4)
+    return None if value is None else known(value)
 
 
 def _classifier(pairs: Sequence[Sequence[Pair]], needed: Sequence[float]) -> dict[str, dict[str, float]]:

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import PositiveInt
-from tqdm import tqdm
 
 from reasoning_net.boundaries import Boundaries
 from reasoning_net.bundle import Bundle, bundle_of
@@ -29,11 +28,11 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
-from reasoning_net.stages.traces import END_OF_THINKING, keep_whole_batches
+from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
 from router.exits import Attempt, Chain, ExitRule, Trial, played
-from router.figures import auroc
+from router.figures import auroc, known
 
 _TOP = 20  # of a distribution, for its entropy and for the end of thinking
 _CONFIDENCES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
@@ -97,19 +96,15 @@ def _observe(config: ExitsConfig) -> list[Chain]:
         raise StageError("There are no held-out questions with an answer.")
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "chains.jsonl"
-    done = keep_whole_batches(path, config.batch_size)
-    if done < len(examples):
+
+    def start() -> LinesOf[Example]:
         bundle = bundle_of(config.model, config.bundle)
         layout = (bundle.manifest.layout if bundle else base.layout()).token_ids(base.tokenizer)
         engine = VllmRollouts(config.model, layout)
         observer = Observer(base, layout, engine, task, bundle, config.max_chain_tokens, config.trial_tokens)
-        with tqdm(total=len(examples), initial=done, desc="exits", unit="question") as progress, path.open("a") as lines:
-            for at in range(done, len(examples), config.batch_size):
-                batch = examples[at : at + config.batch_size]
-                chains = observer.chains(batch, observer.write(batch))
-                lines.write("".join(json.dumps(asdict(chain)) + "\n" for chain in chains))
-                lines.flush()
-                progress.update(len(batch))
+        return lambda _, batch: map(asdict, observer.chains(batch, observer.write(batch)))
+
+    append_batches(path, examples, config.batch_size, start, "exits")
     return read_chains(path)
 
 
@@ -245,7 +240,7 @@ def _auroc(name: str, attempts: Sequence[Attempt]) -> float | None:
     values = [attempt.closes if name == "closes" else getattr(attempt.trial, name) for attempt in attempts]
     scores = torch.tensor(values) * (-1 if name == "entropy" else 1)
     area = auroc(scores, torch.tensor([float(attempt.same) for attempt in attempts]))
-    return None if math.isnan(area) else round(area, 4)
+    return known(area)
 
 
 def _by_share(chains: Sequence[Chain]) -> dict[str, float]:

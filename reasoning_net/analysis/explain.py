@@ -39,7 +39,7 @@ from reasoning_net.stages.fit import fit_confidence
 from reasoning_net.stages.traces import END_OF_THINKING
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, TaskSpec
-from router.figures import auroc
+from router.figures import auroc, known
 
 INPUT, OUTPUT, WRITTEN, WRITTEN_AFTER_MEAN = "input lens", "output lens", "chain after the latents", "chain after mean latents"
 LENSES = (INPUT, OUTPUT)
@@ -229,8 +229,8 @@ def summarise(found: Sequence[Explanation]) -> dict[str, Any]:
         "questions": len(found),
         "right": len(groups["right"]),
         "found": ways,
-        "auroc": {name: _known(auroc(values, right)) for name, values in signals.items()},
-        "auroc within equal steps": {name: _known(auroc_within(values, right, levels)) for name, values in signals.items()},
+        "auroc": {name: known(auroc(values, right)) for name, values in signals.items()},
+        "auroc within equal steps": {name: known(auroc_within(values, right, levels)) for name, values in signals.items()},
     }
 
 
@@ -253,10 +253,6 @@ def auroc_within(scores: Tensor, right: Tensor, levels: Tensor) -> float:
             areas.append(auroc(scores[levels == level], here))
             weights.append(pairs)
     return statistics.fmean(areas, weights) if areas else math.nan
-
-
-def _known(area: float) -> float | None:
-    return None if math.isnan(area) else round(area, 4)
 
 
 def markdown(figures: dict[str, Any]) -> str:

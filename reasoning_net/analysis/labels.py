@@ -6,17 +6,15 @@ chain that restates its running value in each line is all shortcuts at its end, 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from reasoning_net.analysis.causal import Kept, Verdict, run, search
 from reasoning_net.analysis.judge import Influence, Judge, JudgeOptions, Subject
 from reasoning_net.errors import StageError
-from reasoning_net.stages.traces import Trace, keep_whole_batches
+from reasoning_net.stages.traces import Trace, append_batches
 from reasoning_net.step_probe import StepReader, joined
 from reasoning_net.tasks import Task
 
@@ -51,13 +49,11 @@ class Labeller:
 
     def write(self, traces: Sequence[Trace], path: Path, batch_size: int) -> list[Labelled]:
         """Label what is not in the file yet; all of it."""
-        done = keep_whole_batches(path, batch_size)
-        with tqdm(total=len(traces), initial=done, desc="labels", unit="chain") as progress, path.open("a") as lines:
-            for at in range(done, len(traces), batch_size):
-                batch = self.label(at, traces[at : at + batch_size])
-                lines.write("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in batch))
-                lines.flush()
-                progress.update(len(batch))
+
+        def label(at: int, batch: Sequence[Trace]) -> Iterable[dict[str, Any]]:
+            return map(asdict, self.label(at, batch))
+
+        append_batches(path, traces, batch_size, lambda: label, "labels", "chain")
         found = read_labels(path)[: len(traces)]
         if any(one.steps != self._reader.steps(trace.reasoning) for one, trace in zip(found, traces, strict=True)):
             raise StageError(f"{path} was made of other traces, or of other steps. Give another --output.")

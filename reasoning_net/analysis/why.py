@@ -17,7 +17,6 @@ from typing import Annotated
 
 from pydantic import PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
 from reasoning_net.analysis.why_answers import DIRECT, EXPLICIT, LATENT, Answer, Explanation, readable
 from reasoning_net.analysis.why_figures import markdown, summarise
@@ -31,7 +30,7 @@ from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, latent_replies, start
 from reasoning_net.segments import Segment, Segments
-from reasoning_net.stages.traces import END_OF_THINKING, keep_whole_batches
+from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
 from reasoning_net.tasks import Example, Task, TaskSpec
 
 _PHRASE = 3  # words
@@ -86,17 +85,12 @@ def _explain(config: WhyConfig, output: Path, task: Task) -> list[Explanation]:
         raise StageError("There are no held-out questions with an answer.")
     output.mkdir(parents=True, exist_ok=True)
     path = output / "explanations.jsonl"
-    done = keep_whole_batches(path, config.batch_size)
-    if done < len(examples):
+
+    def start() -> LinesOf[Example]:
         explainer = _explainer(config, task, config.backend)
-        with tqdm(total=len(examples), initial=done, desc="why", unit="question") as progress, path.open("a") as lines:
-            for at in range(done, len(examples), config.batch_size):
-                batch = examples[at : at + config.batch_size]
-                for explanation in explainer.explain(batch):
-                    line = asdict(explanation) | {"text": readable(explanation)}
-                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-                lines.flush()
-                progress.update(len(batch))
+        return lambda _, batch: (asdict(one) | {"text": readable(one)} for one in explainer.explain(batch))
+
+    append_batches(path, examples, config.batch_size, start, "why")
     with path.open() as lines:
         return [Explanation.from_json(json.loads(line)) for line in itertools.islice(lines, config.n)]
 

@@ -14,7 +14,7 @@ import torch
 from reasoning_net.analysis.why_answers import DIRECT, EXPLICIT, LATENT, Answer, Explanation, causes, traced
 from reasoning_net.attribution import SIGNALS
 from reasoning_net.tables import table
-from router.figures import auroc
+from router.figures import auroc, known
 
 LINE_BEFORE = "the line before"
 
@@ -45,7 +45,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _area(scores: Sequence[float], labels: Sequence[float]) -> float | None:
     area = auroc(torch.tensor(scores), torch.tensor(labels)) if scores else math.nan
-    return None if math.isnan(area) else round(area, 4)
+    return known(area)
 
 
 def _lines(chains: Sequence[Explanation]) -> dict[str, dict[str, float | None]]:

@@ -19,7 +19,7 @@ from reasoning_net.client import Server, gather
 from reasoning_net.errors import StageError
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task
-from router.figures import auroc
+from router.figures import auroc, known
 
 _TEMPERATURE = 0.6  # of sampled answers, as the router's calibration has them
 Figures = dict[str, dict[str, float | None]]
@@ -102,7 +102,7 @@ def entropy(answers: Sequence[str | None]) -> float:
 def summarise(found: Mapping[str, Sequence[Consistency]]) -> Figures:
     def area(of: Sequence[Consistency], entropy: Callable[[Consistency], float]) -> float | None:
         area = auroc(torch.tensor([-entropy(one) for one in of]), torch.tensor([float(one.right) for one in of]))
-        return None if math.isnan(area) else round(area, 4)
+        return known(area)
 
     return {
         arm: {

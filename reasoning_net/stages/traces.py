@@ -11,10 +11,10 @@ of as many questions a file, in the same order. An interrupted run goes on behin
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from cyclopts import Parameter
@@ -32,6 +32,8 @@ from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
 
+T = TypeVar("T")
+LinesOf = Callable[[int, Sequence[T]], Iterable[Mapping[str, Any]]]
 END_OF_THINKING = "</think>"
 _KEEP = Parameter(converter=lambda _, tokens: float(tokens[0].value.removeprefix("keep=")), metavar="keep=SHARE")
 
@@ -145,6 +147,22 @@ def keep_whole_batches(path: Path, batch_size: int) -> int:
     if cut or whole < len(lines):
         path.write_text("".join(f"{line}\n" for line in lines[:whole]))
     return whole
+
+
+def append_batches(
+    path: Path, items: Sequence[T], batch_size: int, start: Callable[[], LinesOf[T]], title: str, unit: str = "question"
+) -> None:
+    """Write what `start()` gives for a batch of items, and the place of its first one, as JSON lines behind the last whole
+    batch that is there. Nothing is started where nothing is left."""
+    if (done := keep_whole_batches(path, batch_size)) >= len(items):
+        return
+    lines_of = start()
+    with tqdm(total=len(items), initial=done, desc=title, unit=unit) as progress, path.open("a") as file:
+        for at in range(done, len(items), batch_size):
+            batch = items[at : at + batch_size]
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines_of(at, batch)))
+            file.flush()
+            progress.update(len(batch))
 
 
 def read_traces(path: Path) -> list[Trace]:

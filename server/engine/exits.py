@@ -134,7 +134,7 @@ class EarlyExit:
     def _after(self, at_tokens: int) -> dict[str, Any]:
         """The question, and what was thought up to there, closed."""
         token_ids = [*self._prompt["prompt_token_ids"], *self._token_ids[:at_tokens], *self._closing]
-        return {name: value for name, value in self._prompt.items() if name != "prompt"} | {"prompt_token_ids": token_ids}
+        return self._run.going_on(self._prompt, token_ids)
 
     def _fits(self, at_tokens: int) -> bool:
         longest = len(self._prompt["prompt_token_ids"]) + at_tokens + len(self._closing) + self._rule.trial_tokens

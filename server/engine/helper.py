@@ -120,9 +120,7 @@ class Helped:
         params.output_kind, params.max_tokens = RequestOutputKind.DELTA, self._room_left()
         params.logprobs = _TOP if self._may_ask() else None
         options = self._options if self._is_thinking else self._options | {"reasoning_ended": True}
-        prompt = {name: value for name, value in self._prompt.items() if name != "prompt"} | {
-            "prompt_token_ids": self._so_far()
-        }
+        prompt = self._run.going_on(self._prompt, self._so_far())
         async with aclosing(self._run.ask_engine(prompt, params, options)) as outputs:
             async for output in outputs:
                 for piece in self._pieces(output):

@@ -306,6 +306,11 @@ class Passes:
             async for output in outputs:
                 yield output
 
+    @staticmethod
+    def going_on(prompt: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:
+        """The prompt of a pass with other tokens, which its text is not that of any more."""
+        return {name: value for name, value in prompt.items() if name != "prompt"} | {"prompt_token_ids": token_ids}
+
     def drop_latents(self) -> None:
         """Those of this question, where its next pass does not."""
         if self._key is not None:

@@ -7,19 +7,12 @@ import openai
 import pytest
 
 from reasoning_net.demo.questions import Question
-
-CHAT = "/v1/chat/completions"
+from tests.e2e.test_exits import CHAT, post
+from tests.e2e.test_exits import body as explicit
 
 
 def body(question: Question, **options: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": question.question}]
-    return {"model": "demo", "mode": "soft", "messages": messages, "temperature": 0, "max_tokens": 700} | options
-
-
-def post(server: str, **content: Any) -> dict[str, Any]:
-    response = httpx.post(server + CHAT, json=content, timeout=60)
-    assert response.status_code == 200, response.text
-    return dict(response.json())
+    return explicit(question, **{"mode": "soft", **options})
 
 
 def test_a_chain_in_mixtures_is_shown_and_answered(server: str, asked: list[Question]) -> None:
