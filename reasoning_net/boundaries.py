@@ -11,16 +11,16 @@ class Boundaries:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        self._breaks = frozenset(token for token, text in enumerate(texts) if "\n" in text)
-        self._blank = frozenset(token for token, text in enumerate(texts) if not text.strip())
+        self.breaks = frozenset(token for token, text in enumerate(texts) if "\n" in text)
+        self.blank = frozenset(token for token, text in enumerate(texts) if not text.strip())
         self._stops = frozenset(token for token, text in enumerate(texts) if text.rstrip().endswith((".", "?", "!")))
         self._spaced = frozenset(token for token, text in enumerate(texts) if text[:1].isspace())
 
     def is_end(self, token: int) -> bool:
-        return token in self._breaks
+        return token in self.breaks
 
     def is_blank(self, token: int) -> bool:
-        return token in self._blank
+        return token in self.blank
 
     def trimmed(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Without the blank at its end."""

@@ -1,8 +1,9 @@
 """When a chain of thought may end early: a rule over trial answers that are forced at the ends of its steps.
 
-Trials and their confidence are DEER's (2504.15895): it ends a chain where a trial's tokens are on average surer than 0.95.
-Entropy that falls from trial to trial, or does not, is CER's (2508.20395). That trials must agree is ours: a chain's running
-value is a sure answer, too, until the next step changes it.
+A trial is made beside the chain, and thrown away; or, with `closes`, it is how the chain goes on where the model would most
+nearly end it, and is thrown away only if it is not sure. Trials and their confidence are DEER's (2504.15895): it ends a chain
+where a trial's tokens are on average surer than 0.95. Entropy that falls from trial to trial, or does not, is CER's
+(2508.20395). That trials must agree is ours: a chain's running value is a sure answer, too, until the next step changes it.
 """
 
 import itertools
@@ -11,9 +12,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Exits = Literal["off", "auto", "always"]
 """Whose chains may end early: nobody's; those of mode auto, by a calibrated rule; those of mode explicit, too."""
@@ -55,12 +56,20 @@ class ExitRule(BaseModel):
     confidence: float = Field(0.95, ge=0, le=1, description="What a trial's geometric mean must exceed.")
     agreeing: int = Field(2, ge=1, description="Trials in a row that must give the same answer.")
     first: float = Field(0.6, ge=0, description="Share of the expected chain before the first trial; no probe: five steps.")
-    closes: float = Field(0.0, ge=0, le=1, description="P(the model ends its thinking here) from which on a trial is worth it.")
+    closes: float = Field(
+        0.0, ge=0, le=1, description="P(the model ends its thinking here) from which on it does; the answer is the trial."
+    )
     gap_tokens: int = Field(16, ge=1, description="Between two trials, at least.")
     max_trials: int = Field(10, ge=1, le=100)
     trial_tokens: int = Field(20, ge=1, le=100, description="Limit on a trial.")
     plateau_entropy: float | None = Field(None, ge=0, description="Flat over three trials, and below: an answer.")
     give_up_entropy: float | None = Field(None, ge=0, description="No fall over four trials, and above: no hope.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ExitRule":
+        if self.closes and not (self.plateau_entropy is None and self.give_up_entropy is None):
+            raise ValueError("closes has trials whose entropy is not known: leave out plateau_entropy and give_up_entropy")
+        return self
 
 
 _FIRST_STEP = 5
@@ -70,19 +79,23 @@ _FLAT_NATS = 0.01
 
 
 def is_due(
-    rule: ExitRule, at_tokens: int, step: int, trials: Sequence[Trial], expected_tokens: float | None, closes: float
+    rule: ExitRule, at_tokens: int, step: int, trials: Sequence[Trial], expected_tokens: float | None, closes: float = 1.0
 ) -> bool:
     """Whether the end of this step, counted from 1, is worth a trial. `expected_tokens`: of the whole chain; `closes`: P(the
     model ends its thinking here)."""
-    if (
-        len(trials) >= rule.max_trials
-        or closes < rule.closes
-        or (trials and at_tokens < trials[-1].at_tokens + rule.gap_tokens)
-    ):
+    if len(trials) >= rule.max_trials or closes < rule.closes or at_tokens < earliest(rule, trials, expected_tokens):
         return False
-    if expected_tokens is None or not math.isfinite(expected_tokens):
-        return step >= _FIRST_STEP
-    return at_tokens >= rule.first * expected_tokens
+    return rule.closes > 0 or _is_known(expected_tokens) or step >= _FIRST_STEP
+
+
+def earliest(rule: ExitRule, trials: Sequence[Trial], expected_tokens: float | None) -> int:
+    """Tokens of a chain, before which its next trial is not made."""
+    after_last = trials[-1].at_tokens + rule.gap_tokens if trials else 0
+    return max(after_last, math.ceil(rule.first * expected_tokens) if _is_known(expected_tokens) else 0)
+
+
+def _is_known(expected_tokens: float | None) -> TypeGuard[float]:
+    return expected_tokens is not None and math.isfinite(expected_tokens)
 
 
 def ending(rule: ExitRule, trials: Sequence[Trial]) -> Ending | None:
@@ -158,7 +171,7 @@ def play(rule: ExitRule, chain: Chain) -> Played:
             continue
         tried.append(attempt)
         if why := ending(rule, [*trials, attempt.trial]):
-            spent = sum(one.tokens for one in [*trials, attempt.trial])
+            spent = sum(one.tokens for one in (trials if rule.closes else [*trials, attempt.trial]))  # the last is the answer
             return Played(attempt.right, attempt.trial.at_tokens + attempt.trial.tokens + spent, len(tried), why)
     spent = sum(one.trial.tokens for one in tried)
     return Played(chain.right, chain.tokens + spent, len(tried), None)
@@ -179,6 +192,8 @@ def grid() -> Iterator[ExitRule]:
     for first, closes, confidence, agreeing, give_up in itertools.product(
         (0.0, 0.4, 0.6, 0.8), _CLOSES, (0.5, 0.9, 0.95, 0.99, 0.999), (1, 2, 3), (None, 0.1, 0.3)
     ):
+        if closes and give_up is not None:
+            continue
         yield ExitRule(first=first, closes=closes, confidence=confidence, agreeing=agreeing, give_up_entropy=give_up)
 
 

@@ -1,4 +1,4 @@
-"""A chain that may end early: trial answers are asked for beside it, at the ends of its steps, and a rule looks at them.
+"""A chain that may end early, by trial answers that are asked for beside it at the ends of its steps.
 
 chain     as it would be anyway; it streams on while a trial runs
 trial     [X ; layout ; chain so far ; end of thinking], a few tokens, greedy; all but a block of it comes from the prefix cache
@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import statistics
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,22 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from router.exits import Ending, ExitRule, Trial, ending, is_due
-from server.engine.work import Watch, to_extra_args
 
 if TYPE_CHECKING:
     from server.engine.passes import Passes
 
 _TOP = 20  # of a distribution, enough for its entropy
+
+
+def sampled(choice: CompletionOutput) -> list[float]:
+    """The log-probability of each token."""
+    return [step[token].logprob for step, token in zip(choice.logprobs or (), choice.token_ids, strict=True)]
+
+
+def trial_of(at_tokens: int, answer: str, logprobs: Sequence[float], entropy: float = math.nan) -> Trial:
+    """An answer that was forced, by its tokens' log-probabilities."""
+    least, mean = math.exp(min(logprobs)), math.exp(statistics.fmean(logprobs))
+    return Trial(at_tokens, answer.strip(), len(logprobs), least, mean, entropy)
 
 
 class EarlyExit:
@@ -38,7 +48,6 @@ class EarlyExit:
         self._expected = run.record.scores.tokens if run.record.scores else None
         self._token_ids = list[int]()  # of the chain
         self._step, self._is_thinking = 0, True
-        self._ended_at: int | None = None  # length of the chain at the end of a step that nothing has followed yet
         self._trials = list[Trial]()
         self._running: asyncio.Task[Trial] | None = None
 
@@ -46,19 +55,15 @@ class EarlyExit:
         """Parts of the chain and of the answer, whatever form is wanted; the record learns how the chain ended."""
         params, why = self._params.clone(), None
         params.output_kind = RequestOutputKind.DELTA
-        if self._rule.closes and (end := self._run.engine.hybrid.end_of_thinking) is not None:
-            params.logprobs, params.extra_args = 1, (params.extra_args or {}) | to_extra_args(Watch(end))
-            self._run.drop_latents()  # which the pass would have done
         try:
             async with aclosing(self._run.ask_engine(self._prompt, params, self._options)) as outputs:
                 async for output in outputs:
-                    why = self._look(output.outputs[0])  # before others leave out what the client did not ask for
+                    why = self._look(output.outputs[0])
                     yield output
                     if why:
                         break
         finally:
             await self._stop()
-            self._run.record.tried(self._trials, why)
         if why is None:
             return
         yield self._closed(output)
@@ -81,33 +86,16 @@ class EarlyExit:
         if self._running and self._running.done():
             trial, self._running = self._running, None
             self._trials.append(trial.result())
-            if (why := ending(self._rule, self._trials)) and self._room_left() > 0:
+            why = ending(self._rule, self._trials) if self._room_left() > 0 else None
+            self._run.record.tried(self._trials, why, sum(trial.tokens for trial in self._trials))
+            if why:
                 return why
-        if (place := self._step_that_ended(written)) and self._running is None and self._fits(place[0]):
-            at, closes = place
-            if is_due(self._rule, at, self._step, self._trials, self._expected, closes):
+        boundaries = self._run.engine.boundaries
+        if any(map(boundaries.is_end, new)):
+            self._step, at = self._step + 1, len(boundaries.trimmed(self._token_ids))
+            if self._running is None and self._fits(at) and is_due(self._rule, at, self._step, self._trials, self._expected):
                 self._running = asyncio.create_task(self._try(at))
         return None
-
-    def _step_that_ended(self, written: CompletionOutput) -> tuple[int, float] | None:
-        """(length of the chain there, P(thinking ends there)). That is known when something follows."""
-        boundaries = self._run.engine.boundaries
-        if any(map(boundaries.is_end, written.token_ids)):
-            self._step += 1
-            self._ended_at = len(boundaries.trimmed(self._token_ids))
-            return None if self._rule.closes else (self._ended_at, 1.0)
-        if self._ended_at is None or not written.logprobs or all(map(boundaries.is_blank, written.token_ids)):
-            return None
-        at, self._ended_at = self._ended_at, None
-        return at, self._closes(written)
-
-    def _closes(self, written: CompletionOutput) -> float:
-        """P(thinking ends) instead of the first of these tokens that is not blank."""
-        assert written.logprobs is not None, "a rule that looks at it asks for log-probabilities"
-        first = next(i for i, token in enumerate(written.token_ids) if not self._run.engine.boundaries.is_blank(token))
-        end = self._run.engine.hybrid.end_of_thinking
-        closes = written.logprobs[first].get(end) if end is not None else None
-        return math.exp(closes.logprob) if closes else 0.0
 
     async def _try(self, at_tokens: int) -> Trial:
         params = SamplingParams(
@@ -116,13 +104,8 @@ class EarlyExit:
         outputs = self._run.ask_engine(self._after(at_tokens), params, self._options | {"reasoning_ended": True})
         async with aclosing(outputs):
             last = [output async for output in outputs][-1].outputs[0]
-        steps = last.logprobs or ()
-        sampled = [step[token].logprob for step, token in zip(steps, last.token_ids, strict=True)]
-        entropies = [-sum(math.exp(one.logprob) * one.logprob for one in step.values()) for step in steps]
-        return Trial(
-            at_tokens, last.text.strip(), len(last.token_ids), math.exp(min(sampled)), math.exp(statistics.fmean(sampled)),
-            statistics.fmean(entropies),
-        )  # fmt: skip
+        entropies = [-sum(math.exp(one.logprob) * one.logprob for one in step.values()) for step in last.logprobs or ()]
+        return trial_of(at_tokens, last.text, sampled(last), statistics.fmean(entropies))
 
     async def _stop(self) -> None:
         """A trial that nobody waits for."""

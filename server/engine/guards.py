@@ -7,6 +7,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 
+from router.exits import ExitRule
 from router.policy import RouterError
 from server.engine import modes
 from server.engine.work import WORK_KEY
@@ -110,6 +111,12 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "This base closes its thinking with several tokens, so nobody can close it in its place: leave switch and "
             "cold_steps out.",
             parameter="soft",
+        )
+    if isinstance(ask.exit, ExitRule) and ask.exit.closes and not hybrid.can_close:
+        raise VLLMValidationError(
+            "exit.closes is for bases that close their thinking with one token, on servers without --speculative-config: leave "
+            "it out.",
+            parameter="exit",
         )
     if ask.help and hybrid.help is None:
         raise VLLMValidationError(

@@ -27,6 +27,7 @@ from server.engine.brief import in_brief
 from server.engine.exits import EarlyExit
 from server.engine.explain import Said, explain
 from server.engine.helper import Helped
+from server.engine.inline_exits import InlineExit
 from server.engine.work import Forget, Mix, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
@@ -294,7 +295,8 @@ class Passes:
                 await self._read()
             prompt, prepared, options = self._prepare(decision, params)
             if rule := self._exit_rule(decision, params):
-                written = _in_form(EarlyExit(self, rule, prompt, prepared, options).outputs(), params)
+                chain = (InlineExit if rule.closes else EarlyExit)(self, rule, prompt, prepared, options)
+                written = _in_form(chain.outputs(), params)
             elif (helper := self.engine.helper) and (help_rule := self._help_rule(decision, params)):
                 written = _in_form(Helped(self, helper, help_rule, prompt, prepared, options).outputs(), params)
             else:

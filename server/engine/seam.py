@@ -9,7 +9,7 @@ import asyncio
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any, NoReturn
 
@@ -34,7 +34,7 @@ from server.engine.guards import guard_ask, guard_encodable, guard_only_text, gu
 from server.engine.helper import Helper
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
-from server.engine.work import Read, Verdict
+from server.engine.work import Read, TokenKinds, Verdict
 from server.http.errors import OverloadedError
 from server.http.keys import Key, client_key, salt_of
 from server.observe.metrics import Metrics
@@ -66,6 +66,8 @@ class Hybrid:
     """Whose chains may end early, where a request does not say."""
     can_read_latents: bool
     """Whether some tokens of the base are whole numbers, which latents can be read by."""
+    can_close: bool
+    """Whether the worker may close a chain: one token does it, and a step samples one a request (no drafts)."""
     can_mix: bool
     """Whether chains may be thought in mixtures of tokens."""
     help: HelpRule | None
@@ -115,6 +117,7 @@ class Hybrid:
             return ask.exit
         calibration = self.router.calibration
         found = calibration.exit if calibration else None
+        found = None if found and found.closes and not self.can_close else found
         if ask.exit is None and self.exits == "auto":
             return found if ask.mode == Mode.AUTO else None
         may = self.exits == "always" if ask.exit is None else ask.exit
@@ -213,6 +216,7 @@ class HybridEngine(AsyncLLM):
             end_of_thinking=end[-1],
             exits=exits,
             can_read_latents=bool(numbers),
+            can_close=len(end) == 1 and self.vllm_config.speculative_config is None,
             can_mix=soft_thinking,
             help=helper.rule if helper else None,
             tags=(start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None),
@@ -228,7 +232,8 @@ class HybridEngine(AsyncLLM):
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)
         literal = literal_tokens(tokenizer) if soft_thinking else []
-        await self.collective_rpc("latentserve_install", args=(numbers, literal))
+        kinds = TokenKinds(numbers, literal, sorted(self.boundaries.breaks), sorted(self.boundaries.blank))
+        await self.collective_rpc("latentserve_install", args=(asdict(kinds),))
         # The model runner takes our embeddings from here on; vLLM's front end shall take nobody's.
         self.model_config.enable_prompt_embeds = False
 

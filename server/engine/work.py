@@ -82,15 +82,35 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """Say with each token how likely this one would have been: its log-probability, beside the sampled one's."""
+class Close:
+    """End the chain at the first end of a step where the model would end it with so much probability, once."""
 
-    kind: ClassVar = "watch"
+    kind: ClassVar = "close"
+    start: int
+    """Length of the prompt."""
     token: int
+    """That ends thinking."""
+    probability: float
+    earliest: int
+    """Tokens of the chain, before which it goes on."""
 
 
-Work = Read | Overlay | Think | Forget | Mix | Watch
-_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget, Mix, Watch)}
+@dataclass(frozen=True, slots=True)
+class TokenKinds:
+    """What the worker must know of a vocabulary."""
+
+    numbers: dict[int, int]
+    """Tokens that are whole numbers."""
+    literal: list[int]
+    """Those that are single letters, digits or signs."""
+    ends: list[int]
+    """Those that end a step of a chain."""
+    blank: list[int]
+    """Those of white space."""
+
+
+Work = Read | Overlay | Think | Forget | Mix | Close
+_KINDS: dict[str, type[Work]] = {cls.kind: cls for cls in (Read, Overlay, Think, Forget, Mix, Close)}
 
 
 def to_extra_args(work: Work) -> dict[str, Any]:

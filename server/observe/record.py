@@ -104,6 +104,8 @@ class Record:
     is_unanswered: bool = False
     """What was generated ends within the chain."""
     trials: Sequence[Trial] = ()
+    trial_tokens: int = 0
+    """Generated for them and given to nobody."""
     """Answers that were forced along the chain."""
     ending: Ending | None = None
     """Why the chain ended before the model closed it."""
@@ -178,10 +180,10 @@ class Record:
         self.explanation = None
         self.decided(decision, latent_tokens)
 
-    def tried(self, trials: Sequence[Trial], ending: Ending | None) -> None:
-        """Trials of a chain, which are generated and given to nobody."""
-        self.trials, self.ending = trials, ending
-        self.discarded_tokens += sum(trial.tokens for trial in trials)
+    def tried(self, trials: Sequence[Trial], ending: Ending | None, tokens: int) -> None:
+        """All trials of a chain so far; so many tokens were generated for them and given to nobody."""
+        self.discarded_tokens += tokens - self.trial_tokens
+        self.trials, self.ending, self.trial_tokens = trials, ending, tokens
 
     def mixed(self, summary: tuple[int, float, int] | None) -> None:
         """A chain was thought in mixtures: steps, their summed entropy in nats, switches."""
@@ -235,7 +237,7 @@ class Record:
                 "rule": self.ending,
                 "at_tokens": self.trials[-1].at_tokens if self.ending else None,
                 "trials": len(self.trials),
-                "trial_tokens": sum(trial.tokens for trial in self.trials),
+                "trial_tokens": self.trial_tokens,
                 "confidence": _rounded(self.trials[-1].mean),
             }
             shown["discarded_tokens"] = self.discarded_tokens

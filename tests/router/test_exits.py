@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.exits import Attempt, Chain, Ending, ExitRule, Trial, calibrated, ending, is_due, play, played
+from router.exits import Attempt, Chain, Ending, ExitRule, Trial, calibrated, earliest, ending, is_due, play, played
 
 
 def trial(at: int, answer: str = "9", mean: float = 0.99, entropy: float = 0.01) -> Trial:
@@ -24,6 +24,15 @@ def test_no_trial_where_the_model_would_hardly_end() -> None:
     careful = SURE.model_copy(update={"closes": 0.1})
     assert not is_due(careful, 60, 2, (), 100.0, 0.05)
     assert is_due(careful, 60, 2, (), 100.0, 0.1)
+
+
+def test_what_tells_where_a_model_would_end_needs_no_fifth_step() -> None:
+    assert is_due(ExitRule(closes=0.1), 60, 1, (), None, 0.2)
+    assert [earliest(SURE, trials, expected) for trials, expected in (((), None), ((), 99.0), ([trial(50)], 99.0))] == [
+        0,
+        50,
+        60,
+    ]
 
 
 @pytest.mark.parametrize("expected", [None, float("nan"), float("inf")])

@@ -6,6 +6,7 @@ Under tensor parallelism every rank computes the same z from the same (all-gathe
 import logging
 from typing import TYPE_CHECKING, Any
 
+from server.engine.work import TokenKinds
 from server.engine.worker.hooks import Hooks
 from server.engine.worker.latents import Latents
 from server.engine.worker.lifetime import follow_parent
@@ -45,10 +46,9 @@ class HybridWorker(_Worker):
         logger.info("Hidden states take %.1f MiB beside the KV cache (%.1f %%).", available * share / 2**20, 100 * share)
         return int(available * (1 - share))
 
-    def latentserve_install(self, numbers: dict[int, int], literal: list[int]) -> None:
-        """Hook into the model runner. Called once, before the first request. `numbers`: the tokens that are whole numbers;
-        `literal`: those that are single letters, digits or signs."""
-        self.latentserve = Latents(self.model_runner, self.networks, numbers, literal)
+    def latentserve_install(self, kinds: dict[str, Any]) -> None:
+        """Hook into the model runner. Called once, before the first request. `kinds`: `TokenKinds`, as it travels."""
+        self.latentserve = Latents(self.model_runner, self.networks, TokenKinds(**kinds))
         self.latentserve_hooks = Hooks(self.model_runner, self.latentserve)
 
     def latentserve_drop(self, key: str) -> None:

@@ -6,10 +6,10 @@ Shapes: N latent tokens, d hidden size.
 import logging
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from server.engine.work import Forget, Mix, Overlay, Read, Think, Watch, Work
+from server.engine.work import Close, Forget, Mix, Overlay, Read, Think, TokenKinds, Work
+from server.engine.worker.closings import Closings
 from server.engine.worker.hooks import Row
 from server.engine.worker.mixtures import Mixtures
 from server.engine.worker.networks import Networks
@@ -55,16 +55,21 @@ class Store:
 class Latents:
     """The `RowState` of hybrid reasoning: `Read` rows are read, `Overlay` and `Mix` rows are written, `Think` rows both."""
 
-    def __init__(self, runner: "GPUModelRunner", networks: Networks, numbers: dict[int, int], literal: list[int]) -> None:
-        self.store, self.mixtures = Store(), Mixtures(runner, literal)
-        self.reader = Reader(runner, networks, numbers, self.store.put)
+    def __init__(self, runner: "GPUModelRunner", networks: Networks, kinds: TokenKinds) -> None:
+        self.store, self.mixtures = Store(), Mixtures(runner, kinds.literal)
+        self.closings = Closings(runner.model_config.get_vocab_size(), kinds.ends, kinds.blank, runner.device)
+        self.reader = Reader(runner, networks, kinds.numbers, self.store.put)
         self.placeholder = networks.manifest.layout.placeholder_token_id if networks.manifest else None
         self.layers, self.reads_all = self.reader.layers, self.reader.has_pages
-        self._watched: list[tuple[Row, Tensor]] = []  # of this step, with the log-probability that was asked for
         self._lost: set[str] = set()  # requests whose latents were missing in some step
 
     def counts(self) -> dict[str, int]:
-        return {"latents": len(self.store), "mixtures": len(self.mixtures), **self.reader.counts()}
+        return {
+            "latents": len(self.store),
+            "mixtures": len(self.mixtures),
+            "closings": len(self.closings),
+            **self.reader.counts(),
+        }
 
     def add_request(self, work: Work) -> None:
         if isinstance(work, Overlay):
@@ -76,6 +81,7 @@ class Latents:
         self._lost.discard(request_id)
         self.reader.forget(request_id)
         self.mixtures.forget(request_id)
+        self.closings.forget(request_id)
         if isinstance(work, Overlay):
             self.store.end(work)
         elif isinstance(work, Think):
@@ -117,24 +123,14 @@ class Latents:
     def prepare_logits(self, rows: list[Row], logits: Tensor) -> None:
         if mixed := [row for row in rows if isinstance(row.work, Mix)]:
             self.mixtures.mix(mixed, logits)
-        if watched := [(row, row.work.token) for row in rows if isinstance(row.work, Watch)]:
-            index = torch.tensor([row.index for row, _ in watched], device=logits.device)
-            tokens = torch.tensor([token for _, token in watched], device=logits.device)
-            found = logits[index].float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-            self._watched = [(row, value) for (row, _), value in zip(watched, found, strict=True)]
+        if closing := [row for row in rows if isinstance(row.work, Close)]:
+            self.closings.close(closing, logits)
 
     def write_samples(self, rows: list[Row], output: "SamplerOutput") -> None:
-        """Verdicts, and what is watched, into their rows' log-probabilities; the reserved token, which nobody samples, where
-        latents were lost."""
+        """Verdicts into their rows' log-probabilities; the reserved token, which nobody samples, where latents were lost."""
         for row in rows:
             if row.request_id in self._lost:
                 output.sampled_token_ids[row.index] = self.placeholder
         self.reader.write_verdicts(rows, output)
         self.mixtures.keep(output.sampled_token_ids)
-        for row, value in self._watched:
-            assert isinstance(row.work, Watch)
-            assert output.logprobs_tensors is not None, "whoever watches asks for log-probabilities"
-            first = row.index * output.sampled_token_ids.shape[1]
-            output.logprobs_tensors.logprobs[first, 1] = value
-            output.logprobs_tensors.logprob_token_ids[first, 1] = row.work.token
-        self._watched = []
+        self.closings.keep(output)
