@@ -25,6 +25,7 @@ _GAUGES = {
     "expected seconds": (lambda one: one.seconds, (1, 2, 4, 8)),
 }
 _MOST_REPLICAS = 24
+_DRAWN = ("round robin", "least requests", "session", "seconds", "seconds, 5 s old", "of two, 5 s old")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def main(config: Annotated[Config, Flat]) -> None:
     (config.output / "growth.md").write_text(table(routed) + "\n" + table(scaled))
     print(table(routed), table(scaled), sep="\n")
     for turns in config.turns:
-        of = {policy: [row for row in routed if (row["policy"], row["turns"]) == (policy, turns)] for policy in POLICIES}
+        of = {policy: [row for row in routed if (row["policy"], row["turns"]) == (policy, turns)] for policy in _DRAWN}
         series = {policy: [(row["replicas"], row["first p95"], 0.0) for row in rows] for policy, rows in of.items()}
         title, output = f"Load {config.load:g}, {turns:g} turns a session", config.output / f"routing-{turns:g}.png"
         plot_lines(series, output, title=title, x="replicas", y="p95 to first token, s", log_x=True)
