@@ -26,6 +26,7 @@ READ_SECONDS = {
 READ_SECONDS["explicit"] = READ_SECONDS["direct"]
 # The product's.
 RUN, HOLD = 64, 128  # answers that run, and that run or wait: more are refused
+_TOKEN_SECONDS = STEP_SECONDS / RUN + EACH_SECONDS  # of a full batch
 PACE_SECONDS = 5.0  # of work, over which seconds a token are averaged (server/engine/pace.py)
 Events = Generator[simpy.Event, Any, None]
 
@@ -47,7 +48,7 @@ class Request:
 def work_seconds(mode: str) -> float:
     """Of the engine, for one request of a full batch."""
     tokens = CHAIN_TOKENS if mode == "explicit" else ANSWER_TOKENS
-    return READ_SECONDS[mode] + tokens * (STEP_SECONDS / RUN + EACH_SECONDS)
+    return READ_SECONDS[mode] + tokens * _TOKEN_SECONDS
 
 
 class Replica:
@@ -68,6 +69,11 @@ class Replica:
     def seconds(self) -> float:
         """What `latentserve_expected_seconds_outstanding` says."""
         return self.owed * self.pace
+
+    @property
+    def work(self) -> float:
+        """What no gauge says: seconds of full batches, with what is still to be read."""
+        return self.owed * _TOKEN_SECONDS + sum(READ_SECONDS[one.mode] for one in self.waiting)
 
     def take(self, request: Request) -> bool:
         if self.requests >= HOLD:

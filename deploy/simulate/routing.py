@@ -31,7 +31,7 @@ class Scraped:
         drawn = self._random.sample(replicas, min(self._choices or len(replicas), len(replicas)))  # ties, too
         best = min(drawn, key=lambda one: self._seen.get(one.place, 0.0))
         if self._adds:
-            weight = {"requests": 1.0, "owed": request.expected, "seconds": work_seconds(request.mode)}[self._gauge]
+            weight = {"requests": 1.0, "owed": request.expected}.get(self._gauge, work_seconds(request.mode))
             self._seen[best.place] = self._seen.get(best.place, 0.0) + weight
         return best
 
@@ -59,6 +59,7 @@ POLICIES: dict[str, Callable[[simpy.Environment], Pick]] = {
     "session, bounded": lambda _: _bounded,
     "tokens": lambda env: Scraped(env, 0, "owed"),
     "seconds": lambda env: Scraped(env, 0, "seconds"),
+    "work": lambda env: Scraped(env, 0, "work"),
     "seconds, exact": lambda env: Scraped(env, 0, "seconds"),
     "seconds, blind": lambda env: Scraped(env, 0, "seconds"),
     "seconds, 5 s old": lambda env: Scraped(env, 5, "seconds"),
