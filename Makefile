@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards devices soak balancers attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak balancers attack backdoor fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -41,6 +41,11 @@ lifecycle: $(STAMP)
 # Every query of the dashboards and alerts, and what fires them, on a real Prometheus: four minutes.
 dashboards: $(STAMP)
 	$(BIN)/pytest -o addopts= --numprocesses 2 -q tests/long/dashboards.py
+
+# deploy/kubernetes, rendered by kubectl, against Kubernetes's own schemas (108 MB of them): ten seconds. No cluster is asked.
+manifests: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
+	$(BIN)/pytest -o addopts= -q tests/long/manifests.py
 
 # Tensor parallelism: two minutes.
 devices: $(STAMP)
