@@ -3,6 +3,7 @@
 latentserve eval --n 1000                                          greedy, pass@1
 latentserve eval --samples 4 --temperature 0.6 --top-p 0.95 --seeds 3      pass@1 and pass@4, mean ± standard error
 latentserve eval --modes latent:16,latent:256,explicit:64,explicit:128     numbers of latents, thinking budgets
+latentserve eval --modes explicit:alone,explicit:exit,explicit:glimp,soft:lead      chains that end early, or have help
 latentserve eval --remap --orders 4                                        the same sums in other words, and in other orders
 """
 
@@ -13,9 +14,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from cyclopts import Parameter
+from numpy import percentile
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from reasoning_net.analysis.trajectory import mean_and_error
@@ -28,13 +30,24 @@ from reasoning_net.stages.perturb import Figures, consistencies, consistency_tab
 from reasoning_net.stages.perturb import summarise as consistent
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
+from router.helper import Policy
 
 K = TypeVar("K")
 _MODES = ("direct", "latent", "latent+explicit", "explicit", "auto")
-_SOFT: dict[str, dict[str, Any]] = {
-    "gumbel": {"noise": "gumbel"}, "dirichlet": {"noise": "dirichlet", "noise_scale": 4.0}, "lead": {"switch": "lead"},
-}  # fmt: skip
-"""Arms of mode soft, beside numbers of tokens in a mixture."""
+_WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "latent": {"auto": {"num_latent_tokens": "auto"}},
+    "explicit": {
+        "alone": {"exit": False, "helper": False},
+        "exit": {"exit": True, "helper": False},
+        **{policy: {"exit": False, "helper": {"policy": policy}} for policy in get_args(Policy)},
+    },
+    "soft": {
+        "gumbel": {"soft": {"noise": "gumbel"}},
+        "dirichlet": {"soft": {"noise": "dirichlet", "noise_scale": 4.0}},
+        "lead": {"soft": {"switch": "lead"}},
+    },
+}
+"""By mode: arms with a word instead of a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +61,23 @@ class Arm:
     @classmethod
     def parse(cls, text: str) -> "Arm":
         mode, _, number = text.partition(":")
-        if (mode == "latent" and number == "auto") or (mode == "soft" and number in _SOFT):
+        if number in _WAYS.get(mode, {}):
             return cls(mode, number)
         if mode not in (*_MODES, "soft") or (number and not number.isdigit()) or (number and mode == "direct"):
+            words = ", ".join(f"{mode}:{word}" for mode, ways in _WAYS.items() for word in ways)
             raise StageError(
-                f"{text!r} is no arm. Arms are {', '.join(_MODES)}, soft; latent:64, explicit:128 and soft:10 set a number, "
-                f"{', '.join(f'soft:{name}' for name in _SOFT)} a way of mixing."
+                f"{text!r} is no arm. Arms are {', '.join(_MODES)}, soft; latent:64, explicit:128 and soft:10 set a number; "
+                f"and there are {words}."
             )
         return cls(mode, int(number) if number else None)
 
     def body(self) -> dict[str, Any]:
         if self.number is None:
             return {"mode": self.mode}
+        if isinstance(self.number, str):
+            return {"mode": self.mode} | _WAYS[self.mode][self.number]
         if self.mode == "soft":
-            return {"mode": self.mode, "soft": _SOFT.get(str(self.number), {"k": self.number})}
+            return {"mode": self.mode, "soft": {"k": self.number}}
         field = "num_latent_tokens" if self.mode.startswith("latent") else "thinking_token_budget"
         return {"mode": self.mode, field: self.number}
 
@@ -213,7 +229,8 @@ def summarise(records: Sequence[Graded]) -> dict[str, dict[str, float]]:
             error = error if len(seeds) > 1 else error_of_share(mean, len(of_arm))
             figures |= {name: mean, f"{name} error": error}
         figures["tokens"] = statistics.fmean(r.completion_tokens for r in of_arm)
-        figures["p50 seconds"] = statistics.median(r.seconds for r in of_arm)
+        seconds = [r.seconds for r in of_arm]
+        figures |= {"p50 seconds": statistics.median(seconds), "p95 seconds": float(percentile(seconds, 95))}
         figures["explicit share"] = statistics.fmean("explicit" in r.mode for r in of_arm)
         summary[arm] = {name: round(value, 4) for name, value in figures.items()}
     return summary
@@ -242,7 +259,7 @@ def write(output: Path, records: Sequence[Graded], summary: dict[str, dict[str, 
 def markdown(records: Sequence[Graded], summary: dict[str, dict[str, float]]) -> str:
     """Three tables: overall, by family, by difficulty."""
     names = list(dict.fromkeys(("pass@1", f"pass@{len(records[0].correct)}")))
-    header = ["mode", *names, "generated tokens", "p50 seconds", "thought in text"]
+    header = ["mode", *names, "generated tokens", "p50 seconds", "p95 seconds", "thought in text"]
     tables = [table(header, ((arm, *_cells(figures, names)) for arm, figures in summary.items()))]
     kinds: dict[str, Callable[[Graded], str | int]] = {"family": lambda r: r.family, "level": lambda r: r.level}
     for kind, key in kinds.items():
@@ -256,4 +273,5 @@ def markdown(records: Sequence[Graded], summary: dict[str, dict[str, float]]) ->
 
 def _cells(figures: dict[str, float], names: Sequence[str]) -> list[str]:
     cells = [f"{figures[name]:.3f} ± {figures[f'{name} error']:.3f}" for name in names]
-    return [*cells, f"{figures['tokens']:.1f}", f"{figures['p50 seconds']:.3f}", f"{figures['explicit share']:.0%}"]
+    seconds = [f"{figures[name]:.3f}" for name in ("p50 seconds", "p95 seconds")]
+    return [*cells, f"{figures['tokens']:.1f}", *seconds, f"{figures['explicit share']:.0%}"]

@@ -13,8 +13,9 @@ def test_arms() -> None:
     assert Arm.parse("explicit:128").body() == {"mode": "explicit", "thinking_token_budget": 128}
     assert Arm.parse("soft:5").body() == {"mode": "soft", "soft": {"k": 5}}
     assert Arm.parse("soft:lead").body() == {"mode": "soft", "soft": {"switch": "lead"}}
+    assert Arm.parse("explicit:glimp").body() == {"mode": "explicit", "exit": False, "helper": {"policy": "glimp"}}
     assert Arm.parse("auto").body() == {"mode": "auto"}
-    for wrong in ("fast", "latent:x", "direct:3"):
+    for wrong in ("fast", "latent:x", "direct:3", "auto:exit"):
         with pytest.raises(StageError, match="is no arm"):
             Arm.parse(wrong)
 
