@@ -3,8 +3,8 @@
     latentserve demo train-base --coconut --families counting --seconds 600 --output runs/coconut
 
 A thought is the final (normed) hidden state at one position, fed to the base as the input of the next position. In stage s the
-first s steps (lines) of a chain are gone, and s · c thoughts stand in their place; the loss is on the rest. In the last stage no
-text is left of the chain. The optimiser is reset at each stage. n thoughts take n + 1 passes in a row, in training, too.
+first s steps (lines) of a chain are gone, and s · c thoughts stand in their place; the loss is on the rest. In the last stage
+no text is left of the chain. The optimiser is reset at each stage. n thoughts take n + 1 passes in a row, in training, too.
 
 Where we differ: Muon beside AdamW, and a learning rate that falls towards the end; stages are shares of the run, not epochs.
 The paper's ablations are here as `--filler`: pause tokens, which take no extra passes, or nothing, where steps were.

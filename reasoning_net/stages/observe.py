@@ -142,7 +142,7 @@ class Observer:
         """Labels of answers that think in text, (n,), and of several copies what all of them were like; NaN where the question
         is not among the rows."""
         correct, tokens, right, entropy = (torch.full((len(examples),), math.nan) for _ in range(4))
-        for part in tqdm(rows.split(2 * _BATCH), desc="think in text", unit="batch"):
+        for part in tqdm(rows.split(max(1, 2 * _BATCH // self.thinking.copies)), desc="think in text", unit="batch"):
             sampling, asked = replace(self.thinking, seed=self.seed + int(part[0])), [prompts[i] for i in part]
             if self.thinks_on and self.net:
                 parts = [asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)]
