@@ -120,7 +120,8 @@ class TaskSpec:
     (`demo:counting@4`), or a source of rows."""
 
     source: Annotated[str, Parameter(name="--data")] = "demo"
-    """demo, demo:FAMILY,…[@STEPS], a .jsonl or .parquet file, or owner/name[:config]:split on the Hugging Face hub."""
+    """demo or demo:FAMILY,… (with @STEPS: up to so many), a .jsonl or .parquet file, or owner/name[:config]:split on the
+    Hugging Face hub."""
     preset: str | None = None
     """Columns of a known data set: gsm8k, math, math-500, openr1-math, deepscaler, traces."""
     columns: str = ""
@@ -130,10 +131,11 @@ class TaskSpec:
 
     def load(self) -> Task:
         """Raises `StageError` for a source that cannot be read."""
-        if self.source == "demo" or self.source.startswith("demo:"):
-            families, _, levels = self.source.partition(":")[2].partition("@")
+        name, _, levels = self.source.partition("@")
+        if name == "demo" or name.startswith("demo:"):
             if levels and not levels.isdecimal():
                 raise StageError(f"--data {self.source}: after @ stands the most steps of a question, a number.")
+            families = name.partition(":")[2]
             return DemoTask(tuple(families.split(",")) if families else FAMILIES, int(levels or MAX_STEPS))
         from reasoning_net.data import DataTask, parse_columns
 
