@@ -69,34 +69,36 @@ def main(config: BaseConfig, study: CoconutConfig) -> str:
         steps: list(itertools.islice(questions(config.seed, "test", steps=(steps, steps), families=config.families), per_steps))
         for steps in range(1, study.max_steps + 1)
     }
-    ways, size = dict(_ways(config, study)), math.ceil(per_steps / math.ceil(per_steps / _BATCH))
-    found = []
+    ways = dict(_ways(config, study))
     with tqdm(total=len(ways) * study.max_steps * per_steps, desc="answers", unit="answer") as progress:
-        for name, way in ways.items():
-            right, passes = {}, []
-            for steps, examples in asked.items():
-                replies: Replies = []
-                for at in range(0, per_steps, size):
-                    replies += way(examples[at : at + size])
-                    progress.update(len(replies) - at)
-                graded = zip(replies, examples, strict=True)
-                right[steps] = statistics.fmean(final_number(reply) == example.answer for (reply, _), example in graded)
-                passes += [count for _, count in replies]
-            found.append(Asked(name, right, per_steps, statistics.fmean(passes)))
-    text = markdown(found)
+        found = [ask(name, way, asked, progress) for name, way in ways.items()]
     record = {
         "filler": study.filler, "stages": study.stages, "fillers": study.fillers(study.stages + 1), "families": config.families,
         "seconds": round(seconds_trained(config.output / "run"), 1), "of the processor": config.processor_seconds,
         "answers": [asdict(one) | {"accuracy": round(one.accuracy, 4)} for one in found],
     }  # fmt: skip
     (config.output / "coconut.json").write_text(json.dumps(record, indent=2))
-    (config.output / "coconut.md").write_text(f"{text}\n")
+    (config.output / "coconut.md").write_text(f"{markdown(found)}\n")
     lines: dict[str, Points] = {
         one.name: [(steps, right, one.error(right)) for steps, right in one.right.items()] for one in found
     }
     title = "Continuous thoughts" if study.filler == "thoughts" else f"The control: {study.filler}"
     plot_lines(lines, config.output / "coconut.png", title=title, x="operations of a question", y="accuracy")
-    return text
+    return markdown(found)
+
+
+def ask(name: str, way: Way, asked: dict[int, list[Question]], progress: tqdm) -> Asked:
+    """Questions by the number of operations, in batches of like size: another question's thoughts need another question."""
+    right, passes = {}, list[int]()
+    for steps, examples in asked.items():
+        replies: Replies = []
+        for rows in torch.arange(len(examples)).tensor_split(math.ceil(len(examples) / _BATCH)):
+            replies += way([examples[row] for row in rows])
+            progress.update(len(rows))
+        graded = zip(replies, examples, strict=True)
+        right[steps] = statistics.fmean(final_number(reply) == example.answer for (reply, _), example in graded)
+        passes += [count for _, count in replies]
+    return Asked(name, right, len(passes) // len(asked), statistics.fmean(passes))
 
 
 def markdown(found: Sequence[Asked]) -> str:
