@@ -9,10 +9,10 @@ of H, γ the lower quartile of a, of the questions that the classifier is fitted
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -26,9 +26,11 @@ _NORMAL, _HARD, _EASY = range(len(CLASSES))
 
 
 @dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Of DiffAdapt's labels. None: from the observed distribution."""
+class Labelling:
+    """How DiffAdapt's labels are made. Thresholds that are None come from the observed distribution."""
 
+    chains: Annotated[int, Field(gt=1)] = 10
+    """Explicit answers to each of the explicit questions."""
     normal_accuracy: Share | None = None
     """α: a Normal question is answered right at least as often. Default: the median."""
     normal_entropy: NonNegativeFloat | None = None
@@ -45,7 +47,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`Thresholds`, all of them known."""
+    """The thresholds, all of them known."""
 
     normal_accuracy: float
     normal_entropy: float
@@ -58,11 +60,11 @@ class Settled:
 
 
 def classified(
-    probe: Probe, train: Observations, held: Observations, thresholds: Thresholds, seed: int
+    probe: Probe, train: Observations, held: Observations, labelling: Labelling, seed: int
 ) -> tuple[Probe, dict[str, Any]]:
     """The probe with a head for the classes, fitted on the questions that were thought through, and held-out figures."""
     seen, unseen = _Chains.of(probe, train), _Chains.of(probe, held)
-    settled = thresholds.settled(seen.right, seen.entropy)
+    settled = labelling.settled(seen.right, seen.entropy)
     labels, truth = (settled.labels(chains.right, chains.entropy) for chains in (seen, unseen))
     probe = train_classes(probe, seen.features, labels, seed)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 from cyclopts import Parameter
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -28,7 +28,7 @@ from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.plots import Points, plot_lines
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.calibrate import calibrate
-from reasoning_net.stages.difficulty import Thresholds, classified
+from reasoning_net.stages.difficulty import Labelling, classified
 from reasoning_net.stages.observe import Observations, Observer
 from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
@@ -79,9 +79,7 @@ class FitConfig:
     labels: Labels = "modes"
     """What policy diffadapt tells questions apart by. modes: P(correct) of each mode; diffadapt: the paper's classes, from
     accuracy and entropy of several explicit answers, for which the probe gets a head of its own."""
-    chains: Annotated[int, Field(gt=1)] = 10
-    """With --labels diffadapt: explicit answers to each of the explicit questions."""
-    thresholds: Annotated[Thresholds, Parameter(name="*", group="With --labels diffadapt")] = field(default_factory=Thresholds)
+    labelling: Annotated[Labelling, Parameter(name="*", group="With --labels diffadapt")] = field(default_factory=Labelling)
     prompts: bool = False
     """Under policy diffadapt, chains begin with a sentence on how to think: for bases that follow one; the demo's does not."""
     seed: Seed = 1
@@ -116,7 +114,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     if probe.config.ladder:
         figures |= report_ladder(per_question, held, number, config.max_loss)
     if config.labels == "diffadapt":
-        probe, figures["diffadapt"] = classified(probe, train, held, config.thresholds, config.seed)
+        probe, figures["diffadapt"] = classified(probe, train, held, config.labelling, config.seed)
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
@@ -142,7 +140,7 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], n
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
     copies = config.samples if config.temperature else 1
     answering = Sampling(config.max_reply_tokens, config.temperature, config.top_p, copies, confidence=True)
-    copies_of_chains = config.chains if config.labels == "diffadapt" else 1
+    copies_of_chains = config.labelling.chains if config.labels == "diffadapt" else 1
     thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=copies_of_chains, confidence=False)
     engine = VllmRollouts(config.model, layout)
     observer = Observer(
@@ -209,8 +207,8 @@ def check_features(features: Sequence[str], layers: Sequence[int], has_network: 
 def check_labels(config: FitConfig, features: Sequence[Feature]) -> None:
     """Raise `StageError` for DiffAdapt's labels where there is nothing to learn them with."""
     if config.labels == "modes":
-        if config.thresholds != Thresholds():
-            raise StageError("--normal-accuracy, --normal-entropy and --hard-accuracy are for --labels diffadapt.")
+        if config.labelling != Labelling():
+            raise StageError("--chains, --normal-accuracy, --normal-entropy and --hard-accuracy are for --labels diffadapt.")
         return
     if not config.temperature:
         raise StageError("--labels diffadapt needs answers that differ: leave out --temperature 0.")

@@ -6,7 +6,7 @@ import torch
 
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.stages.difficulty import Settled, Thresholds, classified
+from reasoning_net.stages.difficulty import Labelling, Settled, classified
 from reasoning_net.stages.fit import FitConfig, check_labels
 from reasoning_net.stages.observe import Observations, mean_entropies
 from reasoning_net.stages.train_probe import predict, train_probe
@@ -26,7 +26,7 @@ def test_labels_are_tested_in_the_papers_order() -> None:
 
 def test_thresholds_follow_what_was_observed_where_none_are_given() -> None:
     right, entropy = torch.linspace(0, 1, 101), torch.linspace(1, 3, 101)
-    settled = Thresholds(normal_entropy=1.5).settled(right, entropy)
+    settled = Labelling(normal_entropy=1.5).settled(right, entropy)
     assert settled.normal_accuracy == pytest.approx(0.5)
     assert settled.normal_entropy == 1.5
     assert settled.hard_accuracy == pytest.approx(0.25)
@@ -46,7 +46,7 @@ def observations(n: int, seed: int) -> Observations:
 def test_the_classifier_learns_the_classes_and_leaves_the_probe_as_it_was() -> None:
     train, held = observations(900, seed=0), observations(600, seed=1)
     before = train_probe(train, ("mean", "last"), steps=50)
-    probe, figures = classified(before, train, held, Thresholds(0.5, 0.5, 0.5), seed=0)
+    probe, figures = classified(before, train, held, Labelling(2, 0.5, 0.5, 0.5), seed=0)
     assert figures["accuracy"] > 0.9 > figures["accuracy of the commonest class"]
     assert sum(figures["shares"].values()) == pytest.approx(1, abs=0.001)
     assert (figures["fitted on"], figures["held out"]) == (600, 400)
@@ -70,7 +70,7 @@ def test_entropy_is_of_the_whole_distribution_over_what_was_sampled(tiny_base: P
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"thresholds": Thresholds(normal_entropy=1.0)}, "for --labels diffadapt"),
+        ({"labelling": Labelling(chains=4)}, "for --labels diffadapt"),
         ({"labels": "diffadapt", "temperature": 0.0}, "leave out --temperature 0"),
         ({"labels": "diffadapt", "thinking": Mode.LATENT_EXPLICIT}, "leave out --thinking"),
         ({"labels": "diffadapt", "hidden_size": 0}, "--hidden-size 128"),

@@ -12,6 +12,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.stages import fit as fitting
+from reasoning_net.stages.difficulty import Labelling
 from reasoning_net.stages.fit import FitConfig, calibration_outcomes, check_features, fit_confidence, report
 from reasoning_net.stages.observe import Answers, Observations
 from reasoning_net.stages.train_probe import predict, train_probe
@@ -123,7 +124,7 @@ def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_p
         max_thinking_tokens=512,
         ladder=(4, 8),
         labels="diffadapt",
-        chains=2,
+        labelling=Labelling(chains=2),
     )
     figures = fitting.main(config)
     assert set(figures["accuracy"]) == {"direct", "latent", "explicit"}
