@@ -76,16 +76,17 @@ class Task(Protocol):
 class DemoTask:
     """The demo's word problems; in training one in twenty conversations is small talk."""
 
-    levels = MAX_STEPS
-
-    def __init__(self, families: tuple[str, ...] = FAMILIES) -> None:
+    def __init__(self, families: tuple[str, ...] = FAMILIES, levels: int = MAX_STEPS) -> None:
+        """`levels`: the most steps of a question."""
         unknown = set(families) - set(FAMILIES)
         if unknown:
             raise StageError(f"The demo has no family {', '.join(sorted(unknown))}. It has {', '.join(FAMILIES)}.")
-        self._families = families
+        if not 0 < levels <= MAX_STEPS:
+            raise StageError(f"The demo's questions have 1 to {MAX_STEPS} steps, not {levels}.")
+        self._families, self.levels = families, levels
 
     def examples(self, seed: int, split: Split, level: int | None = None) -> Iterator[Example]:
-        steps = (level, level) if level else (1, MAX_STEPS)
+        steps = (level, level) if level else (1, self.levels)
         if split != "train":
             for question in questions(seed, split, steps=steps, families=self._families):
                 yield _example([{"role": "user", "content": question.question}], question)
@@ -115,10 +116,12 @@ class DemoTask:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """Which questions a stage works on: `demo`, some of its families (`demo:counting,riding`), or a source of rows."""
+    """Which questions a stage works on: `demo`, some of its families (`demo:counting,riding`), of up to so many steps
+    (`demo:counting@4`), or a source of rows."""
 
     source: Annotated[str, Parameter(name="--data")] = "demo"
-    """demo, demo:FAMILY,…, a .jsonl or .parquet file, or owner/name[:config]:split on the Hugging Face hub."""
+    """demo or demo:FAMILY,… (with @STEPS: up to so many), a .jsonl or .parquet file, or owner/name[:config]:split on the
+    Hugging Face hub."""
     preset: str | None = None
     """Columns of a known data set: gsm8k, math, math-500, openr1-math, deepscaler, traces."""
     columns: str = ""
@@ -128,9 +131,12 @@ class TaskSpec:
 
     def load(self) -> Task:
         """Raises `StageError` for a source that cannot be read."""
-        if self.source == "demo" or self.source.startswith("demo:"):
-            families = self.source.partition(":")[2]
-            return DemoTask(tuple(families.split(",")) if families else FAMILIES)
+        name, _, levels = self.source.partition("@")
+        if name == "demo" or name.startswith("demo:"):
+            if levels and not levels.isdecimal():
+                raise StageError(f"--data {self.source}: after @ stands the most steps of a question, a number.")
+            families = name.partition(":")[2]
+            return DemoTask(tuple(families.split(",")) if families else FAMILIES, int(levels or MAX_STEPS))
         from reasoning_net.data import DataTask, parse_columns
 
         return DataTask(self.source, parse_columns(self.preset, self.columns), self.whole)

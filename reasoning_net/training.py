@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +85,11 @@ class Optimizer:
             )
         return norm
 
+    def reset(self) -> None:
+        """Forget the moments: what is trained has changed."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
     def state_dict(self) -> list[dict[str, Any]]:
         return [optimizer.state_dict() for optimizer in self._optimizers]
 
@@ -104,6 +109,11 @@ def learning_rate_scale(step: int, share: float, config: OptimizerConfig) -> flo
     cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, share - warmed) / (1 - warmed)))
     anneal = cosine if config.schedule == "cosine" else (1 - share) / max(1e-6, config.anneal_share)
     return max(0.01, min(1.0, warmup, anneal))
+
+
+def run_clock(*, processor: bool) -> Callable[[], float]:
+    """What the seconds of a run are counted by: the wall's clock, or the processor's, where others work on the same machine."""
+    return time.process_time if processor else time.monotonic
 
 
 def training_device() -> torch.device:
@@ -132,9 +142,10 @@ class Run:
     def __init__(
         self, directory: Path, module: nn.Module, optimizer: Optimizer, total_steps: int, title: str, *,
         average: AveragedModel | None = None, is_main: bool = True, seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """`is_main`: whether this process writes; of several on as many GPUs one does. `seconds`: end after as many, however
-        many steps these were."""
+        """`is_main`: whether this process writes; of several on as many GPUs one does. `seconds`: end after as many by `clock`,
+        however many steps these were."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._module, self._optimizer, self._average = directory, module, optimizer, average
         self._state, self._log = directory / "state.pt", directory / "log.jsonl"
@@ -142,7 +153,7 @@ class Run:
         self._recent: dict[str, float] = {}
         self.extra: dict[str, Any] = {}
         """What a stage must find again when it resumes (a curriculum's level, say)."""
-        self._first_step, self._seconds, self._limit = 0, 0.0, seconds
+        self._first_step, self._seconds, self._limit, self._clock = 0, 0.0, seconds, clock
         if self._state.exists():
             state = torch.load(self._state, weights_only=True, map_location="cpu")
             module.load_state_dict(state["module"])
@@ -159,7 +170,7 @@ class Run:
         """The steps that are left, saving on the way."""
         options: dict[str, Any] = {"desc": self._title, "unit": "step", "smoothing": 0.05, "disable": not self._is_main}
         with tqdm(total=self._total_steps, initial=self._first_step, **options) as self._bar:
-            self._started = time.monotonic() - self._seconds  # the time between a stop and its resumption does not count
+            self._started = self._clock() - self._seconds  # the time between a stop and its resumption does not count
             step = self._first_step
             while self.share(step) < 1:
                 yield step
@@ -172,7 +183,7 @@ class Run:
 
     def share(self, step: int) -> float:
         """How much of the run is done before a step."""
-        return (time.monotonic() - self._started) / self._limit if self._limit else step / self._total_steps
+        return (self._clock() - self._started) / self._limit if self._limit else step / self._total_steps
 
     def report(self, step: int, values: dict[str, float], exact: dict[str, float] | None = None, *, every: int = 20) -> None:
         """Show and log figures: `values` smoothed over some twenty steps, `exact` as they are."""
@@ -181,7 +192,7 @@ class Run:
         if self._is_main and (step + 1) % every == 0:
             figures = {name: round(value, 4) for name, value in (self._recent | (exact or {})).items()}
             self._bar.set_postfix(figures, refresh=False)
-            record = {"step": step + 1, "seconds": round(time.monotonic() - self._started, 1), **figures}
+            record = {"step": step + 1, "seconds": round(self._clock() - self._started, 1), **figures}
             with self._log.open("a") as log:
                 log.write(json.dumps(record) + "\n")
 
@@ -190,7 +201,7 @@ class Run:
         state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
         if self._average is not None:
             state["average"] = self._average.state_dict()
-        seconds = time.monotonic() - self._started
+        seconds = self._clock() - self._started
         torch.save(state | {"step": step, "seconds": seconds, "extra": self.extra, "recent": self._recent}, new)
         new.replace(self._state)  # a run that is killed while it saves keeps the checkpoint before
         plot_curves(read_log(self._log), self._title, self._directory / "curves.png")

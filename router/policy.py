@@ -46,6 +46,10 @@ class Scores:
     """Expected tokens of an explicit answer, thinking included."""
     entropy: float | None = None
     """Of the first token of a direct answer, in nats; for bundles without a probe."""
+    normal: float | None = field(default=None, kw_only=True)
+    """P of DiffAdapt's class, where the probe has a head for it; with `hard` and `easy` they add up to 1."""
+    hard: float | None = field(default=None, kw_only=True)
+    easy: float | None = field(default=None, kw_only=True)
     by_latents: tuple[tuple[int, float], ...] = field(default=(), kw_only=True)
     """(number of latents, P(correct) with as many), fewest first, for numbers below the bundle's."""
     probes: Mapping[str, float] = field(default_factory=dict, kw_only=True)

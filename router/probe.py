@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from router.probe_config import Feature, Output, ProbeConfig
+from router.probe_config import CLASSES, Feature, Output, ProbeConfig
 from router.user_probe import ProbeFile
 
 __all__ = ["Feature", "Output", "Probe", "ProbeConfig", "UserProbe", "read_features"]
@@ -43,6 +43,9 @@ class Probe(nn.Module):
             self.layers = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, targets))
         else:
             self.layers = nn.Sequential(nn.Linear(size, targets))
+        if config.classes:
+            first = nn.Linear(config.base_hidden_size, config.hidden_size)
+            self.classifier = nn.Sequential(first, nn.ReLU(), nn.Linear(config.hidden_size, len(CLASSES)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Raw outputs (B, A) from features (B, F): logits, and the standardised logarithm of the tokens."""
@@ -56,11 +59,19 @@ class Probe(nn.Module):
         """The states of all layers (B, (1 + L) · d) as one, (B, d)."""
         return torch.einsum("bld,l->bd", states.unflatten(1, (len(self.mix), -1)), self.mix.softmax(0))
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of DiffAdapt's classes (B, 3) from features (B, F)."""
+        of_last = self.config.last_state
+        return self.classifier((features[:, of_last] - self.mean[of_last]) / self.std[of_last])
+
     def scores(self, features: Tensor) -> dict[str, Tensor]:
-        """Per output (B,): calibrated P(correct), expected tokens."""
+        """Per output (B,): calibrated P(correct), expected tokens; with `classes` the P of each, too."""
         outputs = self(features) * self.scale + self.shift
         columns = zip(self.config.outputs, outputs.unbind(1), strict=True)
-        return {target: column.exp() if target == "tokens" else column.sigmoid() for target, column in columns}
+        scores = {target: column.exp() if target == "tokens" else column.sigmoid() for target, column in columns}
+        if self.config.classes:
+            scores |= zip(CLASSES, self.classify(features).softmax(-1).unbind(1), strict=True)
+        return scores
 
     def features(self, hidden_states: Tensor, mask: Tensor, latents: Tensor | None) -> Tensor:
         """Features (B, F) from the final states and those of the config's layers (B, 1 + L, T, d), padded on the left, their

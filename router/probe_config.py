@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from router.policy import Scores
 
 Feature = Literal["last", "mean", "latents"]
 _RUNG = "latent@"
+CLASSES = ("normal", "hard", "easy")
+"""DiffAdapt's, in the order in which its labels are tested."""
 Output = Literal["direct", "latent", "explicit", "tokens"]
 """P(correct) in a mode, or the expected number of tokens of explicit thinking, answer included."""
 
@@ -28,10 +30,23 @@ class ProbeConfig(BaseModel):
     ladder: tuple[PositiveInt, ...] = Field(
         (), max_length=12, description="Numbers of latents below the bundle's; for each one more output, P(correct | so many)."
     )
+    classes: bool = Field(False, description="A head of its own on the last final state says DiffAdapt's class.")
+
+    @model_validator(mode="after")
+    def _can_classify(self) -> "ProbeConfig":
+        if self.classes and ("last" not in self.features or not self.hidden_size):
+            raise ValueError("classes need the feature last, and a hidden_size")
+        return self
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return (*self.targets, *(rung(number) for number in self.ladder))
+
+    @property
+    def last_state(self) -> slice:
+        """Where the final state at the last position stands in the features."""
+        before = sum(self.sizes()[: self.features.index("last")])
+        return slice(before, before + self.base_hidden_size)
 
     def sizes(self) -> list[int]:
         """Of what each feature brings to the input: the states of all layers, side by side."""

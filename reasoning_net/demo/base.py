@@ -25,7 +25,7 @@ from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.options import Optimiser, Seed, Share, Workers, commas
 from reasoning_net.padding import padded
 from reasoning_net.precision import autocast
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, drawn_ahead, training_device
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, drawn_ahead, run_clock, training_device
 
 # The pieces of an answer are tokenised one by one, as the server does (reasoning_net/layout.py).
 THINK, END_THINK = "<think>\n", "\n</think>\n\n"
@@ -39,6 +39,8 @@ class BaseConfig:
     """Optimiser steps."""
     seconds: PositiveFloat | None = None
     """Train for as long instead; the learning rate then follows the clock."""
+    processor_seconds: bool = False
+    """Count the seconds of the processor, all its cores together: to compare recipes on a machine that others use, too."""
     batch_tokens: PositiveInt = 8000
     """Tokens a batch."""
     direct_share: Share = 0.2
@@ -161,7 +163,8 @@ def main(config: BaseConfig) -> None:
         model = Qwen3ForCausalLM(model_config(config.hidden_size, config.num_layers, tokenizer))
     model.to(training_device())
     optimizer = Optimizer(model, config.optimizer)
-    run = Run(config.output / "run", model, optimizer, config.steps, "base", seconds=config.seconds)
+    clock = run_clock(processor=config.processor_seconds)
+    run = Run(config.output / "run", model, optimizer, config.steps, "base", seconds=config.seconds, clock=clock)
     batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
     for step in run.steps():
         batches = batches or drawn_ahead(_Batches(config, tokenizer, step), model.device, config.workers)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
+from cyclopts import Parameter
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -27,6 +28,7 @@ from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.plots import Points, plot_lines
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.calibrate import calibrate
+from reasoning_net.stages.difficulty import Labelling, classified
 from reasoning_net.stages.observe import Observations, Observer
 from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
@@ -37,6 +39,8 @@ from router.policies.diffadapt import Strategies
 from router.policy import Mode, Scores
 from router.probe import Feature, Probe
 from router.probe_config import rung, scores_of
+
+Labels = Literal["modes", "diffadapt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,10 @@ class FitConfig:
     """What the probe reads, of last, mean, latents; by default last, and latents where there is a network, else mean."""
     layers: Annotated[tuple[PositiveInt, ...], commas(int)] = ()
     """Earlier layers whose states join last and mean, such as 2,4."""
+    labels: Labels = "modes"
+    """What policy diffadapt tells questions apart by. modes: P(correct) of each mode; diffadapt: the paper's classes, from
+    accuracy and entropy of several explicit answers, for which the probe gets a head of its own."""
+    labelling: Annotated[Labelling, Parameter(name="*", group="With --labels diffadapt")] = field(default_factory=Labelling)
     prompts: bool = False
     """Under policy diffadapt, chains begin with a sentence on how to think: for bases that follow one; the demo's does not."""
     seed: Seed = 1
@@ -89,6 +97,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     number = bundle.manifest.num_latent_tokens or 0
     if config.ladder and max(config.ladder) >= number:
         raise StageError(f"--ladder takes numbers below the bundle's {number} latents, which are always observed.")
+    check_labels(config, features)
     observed = _observe(config, bundle, features, number)
     held_out = len(observed.labels["direct"]) // 4
     held, train = observed[:held_out], observed[held_out:]
@@ -104,6 +113,8 @@ def main(config: FitConfig) -> dict[str, Any]:
     figures = report(probe, held, cheap)
     if probe.config.ladder:
         figures |= report_ladder(per_question, held, number, config.max_loss)
+    if config.labels == "diffadapt":
+        probe, figures["diffadapt"] = classified(probe, train, held, config.labelling, config.seed)
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
@@ -129,7 +140,8 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], n
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
     copies = config.samples if config.temperature else 1
     answering = Sampling(config.max_reply_tokens, config.temperature, config.top_p, copies, confidence=True)
-    thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=1, confidence=False)
+    copies_of_chains = config.labelling.chains if config.labels == "diffadapt" else 1
+    thinking = replace(answering, max_tokens=config.max_thinking_tokens, copies=copies_of_chains, confidence=False)
     engine = VllmRollouts(config.model, layout)
     observer = Observer(
         base, net, number, engine, layout, task, answering, thinking,
@@ -190,6 +202,20 @@ def check_features(features: Sequence[str], layers: Sequence[int], has_network: 
         raise StageError(f"Layers are 1 to {num_layers - 1}: the final states are always read.")
     if layers and not {"last", "mean"} & set(features):
         raise StageError("Layers are read by the features last and mean. Add one of them: --features mean,latents.")
+
+
+def check_labels(config: FitConfig, features: Sequence[Feature]) -> None:
+    """Raise `StageError` for DiffAdapt's labels where there is nothing to learn them with."""
+    if config.labels == "modes":
+        if config.labelling != Labelling():
+            raise StageError("--chains, --normal-accuracy, --normal-entropy and --hard-accuracy are for --labels diffadapt.")
+        return
+    if not config.temperature:
+        raise StageError("--labels diffadapt needs answers that differ: leave out --temperature 0.")
+    if config.thinking is not Mode.EXPLICIT:
+        raise StageError("--labels diffadapt looks at explicit answers: leave out --thinking.")
+    if "last" not in features or not config.hidden_size:
+        raise StageError("--labels diffadapt reads the last state, through a hidden layer: --features last --hidden-size 128.")
 
 
 def report_ladder(scores: list[Scores], held: Observations, number: int, max_loss: float) -> dict[str, Any]:

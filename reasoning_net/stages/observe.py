@@ -15,6 +15,7 @@ from tqdm import tqdm
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
+from reasoning_net.padding import padded
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, think
 from reasoning_net.tasks import Example, Task
 from router.probe import Feature, Probe, ProbeConfig
@@ -36,9 +37,12 @@ class Observations:
     And (n,) of the direct answers: `direct tokens`."""
     by_latents: dict[int, Tensor] = field(default_factory=dict)
     """(n,) for each smaller number of latents: the share of right answers."""
+    chains: dict[str, Tensor] = field(default_factory=dict)
+    """(n,) where questions were thought through in text several times: the share of right answers (`right`), and the mean
+    entropy of a token (`entropy`), in nats. NaN where a question was not asked."""
 
     def __getitem__(self, rows: slice | Tensor) -> "Observations":
-        groups = (self.features, self.labels, self.baselines, self.answers, self.by_latents)
+        groups = (self.features, self.labels, self.baselines, self.answers, self.by_latents, self.chains)
         return Observations(*({name: values[rows] for name, values in group.items()} for group in groups))  # type: ignore[arg-type]
 
 
@@ -80,7 +84,7 @@ class Observer:
     layout: LayoutIds
     task: Task
     answering: Sampling
-    """Of direct and latent answers; `thinking`: of those that think in text."""
+    """Of direct and latent answers; `thinking`: of those that think in text. Of several copies the first one is the label."""
     thinking: Sampling
     thinks_on: bool
     """Thinking in text goes on from the latents."""
@@ -108,9 +112,10 @@ class Observer:
         }
         answers = {name: getattr(of_cheap, name) for name in Answers.__slots__} | {"direct tokens": of_direct.tokens.mean(1)}
         parts = torch.cat(states).split(reader.config.sizes(), dim=1)
-        labels |= self._think(examples, prompts, explicit)
+        of_chains, chains = self._think(examples, prompts, explicit)
+        labels |= of_chains
         by_latents = {number: torch.cat([ladder[number] for ladder in ladders]) for number in self.ladder}
-        return Observations(dict(zip(features, parts, strict=True)), labels, baselines, answers, by_latents)
+        return Observations(dict(zip(features, parts, strict=True)), labels, baselines, answers, by_latents, chains)
 
     def _answer(
         self, reader: Probe, at: int, examples: Sequence[Example], prompts: list[list[int]]
@@ -131,10 +136,13 @@ class Observer:
                 by_latents[number] = Answers.of(fewer, examples, self.task).correct.mean(1)
         return states, direct, cheap, first_token_entropy(self.base, self.layout, prompt), by_latents
 
-    def _think(self, examples: Sequence[Example], prompts: list[list[int]], rows: Tensor) -> dict[str, Tensor]:
-        """Labels of answers that think in text, (n,); NaN where the question is not among the rows."""
-        correct, tokens = (torch.full((len(examples),), math.nan) for _ in range(2))
-        for part in tqdm(rows.split(2 * _BATCH), desc="think in text", unit="batch"):
+    def _think(
+        self, examples: Sequence[Example], prompts: list[list[int]], rows: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Labels of answers that think in text, (n,), and of several copies what all of them were like; NaN where the question
+        is not among the rows."""
+        correct, tokens, right, entropy = (torch.full((len(examples),), math.nan) for _ in range(4))
+        for part in tqdm(rows.split(max(1, 2 * _BATCH // self.thinking.copies)), desc="think in text", unit="batch"):
             sampling, asked = replace(self.thinking, seed=self.seed + int(part[0])), [prompts[i] for i in part]
             if self.thinks_on and self.net:
                 parts = [asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)]
@@ -144,7 +152,11 @@ class Observer:
                 replies = self.engine.from_tokens([[*ids, *self.layout.explicit] for ids in asked], sampling)
             thought = Answers.of(replies, [examples[i] for i in part], self.task, after="</think>")
             correct[part], tokens[part] = thought.correct[:, 0], thought.tokens[:, 0]
-        return {"explicit": correct, "tokens": tokens}
+            if self.thinking.copies > 1:
+                right[part] = thought.correct.mean(1)
+                entropy[part] = mean_entropies(self.base, asked, [[one.token_ids for one in group] for group in replies])
+        several = {"right": right, "entropy": entropy} if self.thinking.copies > 1 else {}
+        return {"explicit": correct, "tokens": tokens}, several
 
 
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
@@ -152,3 +164,24 @@ def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> 
     direct = base.embed(torch.tensor([layout.direct], device=base.device)).expand(len(prompt.mask), -1, -1)
     log_probs = base.model.lm_head(base.extend(prompt, direct)[:, -1]).float().log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1).cpu()
+
+
+@torch.no_grad()
+def mean_entropies(base: FrozenBase, prompts: Sequence[list[int]], replies: Sequence[Sequence[list[int]]]) -> Tensor:
+    """In nats, of a token of each question's replies, (B,): the mean over a reply's tokens, and then over its replies.
+
+    Of the base's whole distribution, before temperature and top-p, from one forward over what was sampled: an engine tells the
+    likeliest tokens only.
+    """
+    found = []
+    for ids, group in zip(prompts, replies, strict=True):
+        prompt = base.read([ids[:-1]]).rows(torch.zeros(len(group), dtype=torch.long, device=base.device))
+        lengths = torch.tensor([len(reply) for reply in group], device=base.device)
+        read = padded([[ids[-1], *reply[:-1]] for reply in group], fill=0).to(
+            base.device
+        )  # each predicts the reply's next token
+        log_probs = base.model.lm_head(base.extend(prompt, base.embed(read))).float().log_softmax(-1)
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+        kept = torch.arange(read.shape[1], device=base.device) < lengths[:, None]
+        found.append((entropies.where(kept, 0).sum(1) / lengths).mean())
+    return torch.stack(found).cpu()

@@ -35,7 +35,7 @@ from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms,
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
 from reasoning_net.tasks import LEARNT, TaskSpec
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, run_clock
 
 _FIGURES: dict[Kind, str] = {"reply": "nll", "rest": "nll of the rest", "distill": "divergence"}
 
@@ -61,6 +61,8 @@ class SftConfig:
     """Optimiser steps."""
     seconds: PositiveFloat | None = None
     """Train for as long instead, however many steps that is: to compare recipes. The schedule then follows the clock."""
+    processor_seconds: bool = False
+    """Count the seconds of the processor, all its cores together: to compare recipes on a machine that others use, too."""
     batch_size: PositiveInt = 64
     """Questions a batch."""
     accumulate: PositiveInt = 1
@@ -179,7 +181,7 @@ def main(config: SftConfig) -> None:
     curriculum = Curriculum(task.levels, config.start_level, config.next_level_nll)
     run = Run(
         config.output / "run", net, optimizer, config.steps, "sft", average=average, is_main=accelerator.is_main_process,
-        seconds=config.seconds,
+        seconds=config.seconds, clock=run_clock(processor=config.processor_seconds),
     )  # fmt: skip
     if run.extra:
         curriculum.load_state_dict(run.extra["curriculum"])

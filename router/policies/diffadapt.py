@@ -1,8 +1,9 @@
 """DiffAdapt (ICLR 2026): Easy, Normal and Hard questions, each thought through in its own way. Always explicit.
 
 The paper trains a classifier on labels from ten explicit answers: Normal where enough of them are right and their tokens are
-certain, else Hard where too few are right, else Easy: right, but uncertain. Ours has no entropies, and takes the classes from
-the calibrated probabilities: Easy is where the cheap mode would do as well.
+certain, else Hard where too few are right, else Easy: right, but uncertain. Where the bundle's probe was fitted on these labels
+(`router fit --labels diffadapt`) its likeliest class decides. Else the classes are taken from the calibrated probabilities,
+which know no entropies: Easy is then where the cheap mode would do as well.
 """
 
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class DiffAdapt(Policy):
 
     def decide(self, scores: Scores, limits: Limits) -> Decision:
         strategies = self.strategies
+        if scores.normal is not None and scores.hard is not None and scores.easy is not None:
+            return self._classified({"normal": scores.normal, "hard": scores.hard, "easy": scores.easy}, limits)
         cheap, explicit = scores.correct(limits.cheap), scores.explicit
         if not is_usable(cheap, explicit):
             return Decision(limits.thinking, None, None, "score_not_finite", limits.budget(None))
@@ -69,7 +72,14 @@ class DiffAdapt(Policy):
             return self._think(strategies.hard, explicit, strategies.hard_below, "hard", limits)
         return self._think(strategies.easy, cheap, strategies.easy_from, "easy", limits)
 
-    def _think(self, strategy: Strategy, score: float | None, threshold: float, reason: str, limits: Limits) -> Decision:
+    def _classified(self, classes: dict[str, float], limits: Limits) -> Decision:
+        """By the likeliest class; of equally likely ones the first."""
+        if not is_usable(*classes.values()):
+            return Decision(limits.thinking, None, None, "score_not_finite", limits.budget(None))
+        likeliest = max(classes, key=lambda name: classes[name])
+        return self._think(getattr(self.strategies, likeliest), classes[likeliest], None, likeliest, limits)
+
+    def _think(self, strategy: Strategy, score: float | None, threshold: float | None, reason: str, limits: Limits) -> Decision:
         most = self.strategies.max_tokens or limits.max_tokens
         budget = limits.budget(None if most is None else strategy.budget * most)
         return Decision(limits.thinking, score, threshold, reason, budget, strategy.temperature, strategy.suffix)

@@ -6,7 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import NonNegativeInt
 
-from reasoning_net.demo import base
+from reasoning_net.demo import base, coconut_report
+from reasoning_net.demo.coconut import CoconutConfig
 from reasoning_net.demo.questions import Split
 from reasoning_net.demo.questions import questions as stream
 from reasoning_net.options import Flat
@@ -22,5 +23,12 @@ def questions(
         print(question.public_json())
 
 
-def train_base(*, config: Annotated[base.BaseConfig, Flat]) -> None:
+def train_base(
+    *,
+    config: Annotated[base.BaseConfig, Flat],
+    study: Annotated[CoconutConfig, Parameter(name="*", group="Coconut")] = CoconutConfig(),  # noqa: B008
+) -> str | None:
+    if study.coconut:
+        return coconut_report.main(config, study)
     base.main(config)
+    return None

@@ -137,11 +137,11 @@ class Verdict:
     @staticmethod
     def num_values(ladder: tuple[int, ...], probes: tuple[str, ...] = ()) -> int:
         """`ladder`: the numbers of latents that the probe has an output for; `probes`: the outputs of the operator's own."""
-        return 7 + len(ladder) + len(probes)
+        return 3 + len(_SCORED) + len(ladder) + len(probes)
 
     def values(self) -> list[float]:
         by_latents = (correct for _, correct in self.scores.by_latents)
-        of_probe = (self.scores.direct, self.scores.latent, self.scores.explicit, self.scores.tokens, *by_latents)
+        of_probe = (*(getattr(self.scores, name) for name in _SCORED), *by_latents)
         first = (float(self.latents_are_finite), self.network_seconds, self.probe_seconds)
         return [*first, *(_ABSENT if s is None else s for s in of_probe), *self.scores.probes.values()]
 
@@ -149,11 +149,13 @@ class Verdict:
     def of(cls, logprobs: list[float], ladder: tuple[int, ...], probes: tuple[str, ...] = ()) -> "Verdict":
         """From the log-probabilities of the first token, of which the first one is its own."""
         finite, network_seconds, probe_seconds, *of_probe = logprobs[1 : 1 + cls.num_values(ladder, probes)]
-        of_own = dict(zip(probes, of_probe[4 + len(ladder) :], strict=True))
-        direct, latent, explicit, tokens = (None if value == _ABSENT else value for value in of_probe[:4])
-        rungs = tuple((number, value) for number, value in zip(ladder, of_probe[4:], strict=False) if value != _ABSENT)
-        scores = Scores(direct, latent, explicit, tokens, by_latents=rungs, probes=of_own)
+        first = len(_SCORED)
+        of_own = dict(zip(probes, of_probe[first + len(ladder) :], strict=True))
+        scored = {name: None if value == _ABSENT else value for name, value in zip(_SCORED, of_probe[:first], strict=True)}
+        rungs = tuple((number, value) for number, value in zip(ladder, of_probe[first:], strict=False) if value != _ABSENT)
+        scores = Scores(**scored, by_latents=rungs, probes=of_own)
         return cls(bool(finite), network_seconds, probe_seconds, scores)
 
 
 _ABSENT = -1.0
+_SCORED = ("direct", "latent", "explicit", "tokens", "normal", "hard", "easy")

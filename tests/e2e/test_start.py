@@ -18,6 +18,7 @@ from reasoning_net.demo.questions import Question
 from reasoning_net.frozen import FrozenBase, Prompt
 from router.policies.diffadapt import Strategies, Strategy
 from router.probe import Probe, ProbeConfig
+from router.probe_config import CLASSES
 from server.settings import DEMO_BUNDLE
 from tests.conftest import running_server
 from tests.server.cli import failure
@@ -105,7 +106,7 @@ def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own
     calibration = Bundle.load(directory).manifest.calibration
     calibration = calibration.model_copy(update={"strategies": Strategies(easy=strategy, normal=strategy, hard=strategy)})
     torch.manual_seed(0)
-    probe = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=("last", "mean"), layers=layers))
+    probe = Probe(ProbeConfig(base_hidden_size=base.hidden_size, features=("last", "mean"), layers=layers, classes=True))
     probe.mix.data = torch.tensor([0.0, 1.0, 2.0])
     probe = Bundle.load(directory).update({"probe": probe}, probe=probe.config, calibration=calibration).probe()
     own, file = own_probe(tmp_path, base.hidden_size)
@@ -121,7 +122,9 @@ def test_a_probe_may_read_earlier_layers_and_a_bundle_have_strategies_of_its_own
             assert routed["route"]["scores"]["probes"] == pytest.approx({"own": own(prompt)}, rel=0.02, abs=1e-3)
         body = {"model": "demo", "max_tokens": 16}
         chat = body | {"messages": messages, "mode": "auto", "router": {"policy": "diffadapt"}}
-        thought = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()["choices"][0]["message"]
+        answered = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()
+        assert answered["route"]["reason"] == max(CLASSES, key=lambda name: float(expected[name]))
+        thought = answered["choices"][0]["message"]
         token_ids = [*base.prompt_ids(messages), *base.tokenizer.encode(suffix, add_special_tokens=False)]
         raw = body | {"prompt": token_ids, "temperature": 0}
         completed = httpx.post(f"{url}/v1/completions", json=raw, timeout=60).json()["choices"][0]["text"]

@@ -73,7 +73,13 @@ def test_rows_fall_into_splits_by_their_question(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("missing.jsonl", "There is no file"), ("nobody/nothing:train", "cannot be loaded"), ("demo:flying", "no family flying")],
+    [
+        ("missing.jsonl", "There is no file"),
+        ("nobody/nothing:train", "cannot be loaded"),
+        ("demo:flying", "no family flying"),
+        ("demo@9", "1 to 8 steps, not 9"),
+        ("demo:counting@few", "the most steps"),
+    ],
 )
 def test_unknown_sources_say_what_to_give(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -91,3 +97,11 @@ def test_unknown_presets_and_columns() -> None:
 def test_demo_families_can_be_left_out() -> None:
     families = {example.family for example in itertools.islice(DemoTask(("riding",)).examples(0, "train"), 200)}
     assert families == {"riding", "small talk"}
+
+
+def test_the_demos_questions_may_be_of_few_steps() -> None:
+    task = TaskSpec("demo:counting@3").load()
+    assert task.levels == 3
+    for split in ("train", "test"):
+        levels = {example.level for example in itertools.islice(task.examples(0, split), 60)}
+        assert levels - {0} == {1, 2, 3}

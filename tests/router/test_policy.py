@@ -105,6 +105,24 @@ def test_diffadapt_thinks_in_three_ways(asked: Scores, reason: str, temperature:
     assert make("diffadapt", fixed).decide(asked, Limits(True, max_tokens=1000)).thinking_budget == budget / 10
 
 
+@pytest.mark.parametrize(
+    ("normal", "hard", "easy", "reason", "budget"),
+    [
+        (0.5, 0.3, 0.2, "normal", 1000),
+        (0.2, 0.5, 0.3, "hard", 500),
+        (0.1, 0.2, 0.7, "easy", 400),
+        (0.4, 0.4, 0.2, "normal", 1000),  # the first of two
+        (math.nan, 0.4, 0.2, "score_not_finite", None),
+    ],
+)
+def test_diffadapts_own_classes_decide_where_the_probe_has_them(
+    normal: float, hard: float, easy: float, reason: str, budget: int | None
+) -> None:
+    asked = Scores(0.1, 0.9, 1.0, 200.0, normal=normal, hard=hard, easy=easy)
+    decision = make("diffadapt", CALIBRATION).decide(asked, Limits(True, max_tokens=1000))
+    assert (decision.mode, decision.reason, decision.thinking_budget) == (Mode.EXPLICIT, reason, budget)
+
+
 def test_diffadapts_chains_may_begin_with_a_sentence() -> None:
     prompted = CALIBRATION.model_copy(update={"strategies": Strategies.prompted("<think>\n")})
     suffixes = {make("diffadapt", prompted).decide(asked, LATENT).suffix for asked in (scores(0.9), scores(0.5))}

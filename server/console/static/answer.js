@@ -11,6 +11,7 @@ const COLORS = {
   waiting: "var(--waiting)", prefill: "var(--prefill)", network: "var(--network)", probe: "var(--probe)", discarded: "var(--waiting)",
   first: "color-mix(in srgb, var(--color) 45%, var(--page))", writing: "var(--color)",
 };
+const CLASSES = ["normal", "hard", "easy"]; // where the probe has DiffAdapt's labels
 
 export class Answer {
   constructor(mode, template) {
@@ -126,13 +127,15 @@ export class Answer {
         line(`A written chain was expected to take ${Math.round(value)} tokens.`);
       } else if (name === "probes") {
         for (const [probe, said] of Object.entries(value)) line(`Probe ${probe}: ${said === null ? "no number" : said.toFixed(2)}.`);
-      } else if (value !== null && name !== "entropy") {
+      } else if (value !== null && name !== "entropy" && !CLASSES.includes(name)) {
         const label = document.createElement("label");
         const meter = Object.assign(document.createElement("meter"), { value, title: `P(correct) ${name}` });
         label.append(name, meter, `${Math.round(100 * value)} %`);
         why.append(label);
       }
     }
+    const classes = CLASSES.filter((name) => name in scores).map((name) => `${name} ${Math.round(100 * scores[name])} %`);
+    if (classes.length) line(`DiffAdapt's classes: ${classes.join(", ")}.`);
   }
 
   get milliseconds() {

@@ -12,6 +12,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.stages import fit as fitting
+from reasoning_net.stages.difficulty import Labelling
 from reasoning_net.stages.fit import FitConfig, calibration_outcomes, check_features, fit_confidence, report
 from reasoning_net.stages.observe import Answers, Observations
 from reasoning_net.stages.train_probe import predict, train_probe
@@ -115,7 +116,16 @@ def test_a_chain_without_an_end_is_no_answer() -> None:
 def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_path: Path, base: FrozenBase) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(DEMO_BUNDLE, bundle)
-    config = FitConfig(bundle=bundle, n=120, explicit_questions=20, samples=2, max_thinking_tokens=512, ladder=(4, 8))
+    config = FitConfig(
+        bundle=bundle,
+        n=120,
+        explicit_questions=20,
+        samples=2,
+        max_thinking_tokens=512,
+        ladder=(4, 8),
+        labels="diffadapt",
+        labelling=Labelling(chains=2),
+    )
     figures = fitting.main(config)
     assert set(figures["accuracy"]) == {"direct", "latent", "explicit"}
     assert figures["accuracy"]["explicit"] > figures["accuracy"]["direct"]
@@ -131,4 +141,6 @@ def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_p
     assert 4 <= figures["latents chosen"]["mean"] < 16
     assert figures["latents chosen"]["accuracy"] > by_number[8] - 0.1
     assert written.probe().config.ladder == (4, 8)
+    assert written.probe().config.classes
+    assert 0 < figures["diffadapt"]["entropy"] < 1
     assert written.probe().config.targets == ("direct", "latent", "explicit", "tokens")
