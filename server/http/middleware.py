@@ -19,7 +19,7 @@ from server.http import contract
 from server.http.admission import Admission
 from server.http.body import read_body
 from server.http.client import Client
-from server.http.contract import AS_CHAT, CHAT_PATH, GENERATING_PATHS, MODE_HEADER, Terms
+from server.http.contract import AS_CHAT, CHAT_PATH, GENERATING_PATHS, MODE_HEADER, SESSION_HEADER, Terms
 from server.http.errors import KeyLimitError, LatentserveError
 from server.http.keys import client_key
 from server.http.quotas import Quotas
@@ -65,13 +65,16 @@ class ReasoningModes:
             if path not in GENERATING_PATHS or not isinstance(body, dict):  # vLLM's error says what a body should be
                 return await self._pass_on(scope, raw, body, receive, send)
             given = contract.check_id(headers.get(ID_HEADER) or body.get("request_id"), ID_HEADER)
+            session = contract.take_session(body, headers.get(SESSION_HEADER))
             answers, seconds = contract.count_answers(body), contract.take_seconds(body, self._bounds.answer_seconds)
             ask = contract.read_ask(path, body, headers.get(MODE_HEADER), self._terms)
             with self._admission.admit(answers) as end:
                 client = Client(contract.encode(body), receive, seconds, end)
-                record = Record(ask, started=received, request_id=given or uuid.uuid4().hex, quota=quota)
+                record = Record(ask, started=received, request_id=given or uuid.uuid4().hex, session_id=session, quota=quota)
                 # With an id in any case: a second run of the request would have another one.
                 changed = {"content-length": str(len(client.body)), ID_HEADER: record.request_id}
+                if session:
+                    changed[SESSION_HEADER.lower()] = session
                 if trace:
                     record.trace_id = trace.id
                     changed |= trace.headers()

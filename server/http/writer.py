@@ -8,7 +8,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
-from server.http.contract import MODE_HEADER, SCORE_HEADER, Body
+from server.http.contract import MODE_HEADER, SCORE_HEADER, SESSION_HEADER, Body
 from server.http.errors import LatentserveError
 from server.observe.record import Record
 
@@ -58,6 +58,8 @@ class RouteWriter:
                 await self._send({"type": "http.response.body", "body": error.event(self._path)})
             return
         response = error.response(self._path)
+        if self._record.session_id is not None:
+            response.headers[SESSION_HEADER] = self._record.session_id
         await self._send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
         await self._send({"type": "http.response.body", "body": response.body})
 
@@ -111,6 +113,8 @@ class RouteWriter:
             headers[MODE_HEADER] = self._record.mode
         if self._record.score is not None:
             headers[SCORE_HEADER] = f"{self._record.score:.4f}"
+        if self._record.session_id is not None:
+            headers[SESSION_HEADER] = self._record.session_id
         if content_length is not None:
             headers["content-length"] = str(content_length)
         start, self._start, self._has_begun = self._start, None, True

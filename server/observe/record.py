@@ -72,6 +72,8 @@ class Record:
     ask: Ask
     request_id: str = ""
     """The response's; before there is one the client's X-Request-Id, or one in its place. A label: the engine has its own."""
+    session_id: str | None = None
+    """A label, too, that the requests of one conversation share."""
     trace_id: str | None = None
     """None without tracing."""
     prompt_tokens: int = 0
@@ -263,6 +265,7 @@ class Record:
         shown.pop("trace", None)  # numbers of the question, and of the answer
         return {
             "request_id": self.request_id,
+            **({"session_id": self.session_id} if self.session_id else {}),
             **({"trace_id": self.trace_id} if self.trace_id else {}),
             **shown,
             "confidence": self.confidence,

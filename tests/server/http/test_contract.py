@@ -15,6 +15,7 @@ from server.http.contract import (
     read_ask,
     refuse_unsupported,
     take_seconds,
+    take_session,
     take_wish,
 )
 from server.http.errors import BadRequestError
@@ -239,6 +240,23 @@ def test_ids_that_cannot_be_repeated(value: object) -> None:
 
 def test_ids() -> None:
     assert (check_id(None, "x"), check_id("", "x"), check_id("abc 1", "x")) == (None, None, "abc 1")
+
+
+def test_a_session_is_the_headers_or_the_bodys() -> None:
+    body = {"session_id": "inner", "prompt_cache_key": "shared", "x": 1}
+    assert take_session(body, None) == "inner"
+    assert body == {"prompt_cache_key": "shared", "x": 1}
+    assert take_session({"session_id": "inner"}, "outer") == "outer"
+    assert take_session({"prompt_cache_key": "shared"}, "") is None
+    for header, given, param in (("a" * 129, None, "X-Session-ID"), ("été", None, "X-Session-ID"), ("a", 3, "session_id")):
+        with pytest.raises(BadRequestError) as refused:
+            take_session({"session_id": given}, header)
+        assert refused.value.param == param
+
+
+def test_a_conversation_that_would_have_to_be_kept_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="X-Session-ID"):
+        read_ask("/v1/responses", {"input": "x", "conversation": "conv_1"}, None, Terms())
 
 
 @pytest.mark.parametrize(
