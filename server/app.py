@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +35,7 @@ from server.http.routes import keep_supported
 from server.observe.decision_log import DecisionLog
 from server.observe.metrics import Metrics
 from server.observe.observers import Observers
+from server.observe.workload import Workload, known_tokens
 from server.settings import Settings
 
 logger = logging.getLogger("vllm.latentserve.app")
@@ -41,7 +43,7 @@ logger = logging.getLogger("vllm.latentserve.app")
 
 async def create_app(
     engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics,
-    admission: Admission,
+    admission: Admission, workload: Workload,
 ) -> FastAPI:  # fmt: skip
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
@@ -59,6 +61,7 @@ async def create_app(
             terms=terms,
             bounds=Bounds(settings.max_body_mib, settings.client_timeout_seconds, settings.timeout_seconds),
             admission=admission,
+            workload=workload,
             observers=observers(args, settings, metrics),
         )
     )
@@ -91,6 +94,13 @@ def new_admission(engine: HybridEngine, metrics: Metrics) -> Admission:
     engine.load = lambda: admission.load
     metrics.watch_admission(lambda: admission.in_flight, admission.most)
     return admission
+
+
+def new_workload(engine: HybridEngine, metrics: Metrics) -> Workload:
+    """What is still to be written, and how long that takes the engine at its present pace."""
+    workload, pace = Workload(known_tokens(engine.hybrid.router.calibration), engine.unseen_tokens), engine.pace
+    metrics.watch_workload(lambda: workload.tokens, lambda: workload.tokens * pace.seconds_per_token if pace else math.nan)
+    return workload
 
 
 def mount_metrics(app: FastAPI) -> None:
@@ -139,7 +149,8 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
         if said := warning(engine.get_tokenizer(), layout, has_latents=has_latents):
             logger.warning(said)
         admission = new_admission(engine, metrics)
-        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
+        workload = new_workload(engine, metrics)
+        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)
         warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))

@@ -87,9 +87,9 @@ class Passes:
     @property
     def limits(self) -> Limits:
         hybrid, cap = self.engine.hybrid, self.question.params.thinking_token_budget
-        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self._most_tokens())
+        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self.most_tokens())
 
-    def _most_tokens(self, opening: tuple[int, ...] = ()) -> int:
+    def most_tokens(self, opening: tuple[int, ...] = ()) -> int:
         """That an answer may have: what the request allows, or what the question, and what stands after it, leave free."""
         most = self.engine.model_config.max_model_len - len(self.question.token_ids) - len(opening)
         return most if self.question.params.max_tokens is None else min(most, self.question.params.max_tokens)
@@ -218,7 +218,7 @@ class Passes:
         params, reserve = self.question.params, self.engine.hybrid.reserve
         bounds = [decision.thinking_budget, params.thinking_token_budget]
         if reserve:
-            bounds.append(reserve.budget(self._most_tokens(self._opening(decision))))
+            bounds.append(reserve.budget(self.most_tokens(self._opening(decision))))
         return replace(decision, thinking_budget=min((bound for bound in bounds if bound is not None), default=None))
 
     def _opening(self, decision: Decision) -> tuple[int, ...]:
@@ -300,7 +300,8 @@ class Passes:
             elif (helper := self.engine.helper) and (help_rule := self._help_rule(decision, params)):
                 written = _in_form(Helped(self, helper, help_rule, prompt, prepared, options).outputs(), params)
             else:
-                written = self.ask_engine(prompt, prepared, options)
+                self.record.pass_id = unique_id(self.question.label)
+                written = self.engine.run(prompt, prepared, self.record.pass_id, **options)
             outputs = self._generated(decision, written)
         if self.ask.brief and decision.mode.thinks_in_text and params.output_kind is not RequestOutputKind.CUMULATIVE:
             outputs = in_brief(outputs, self.engine, whole)

@@ -32,6 +32,7 @@ from server.engine.budgets import Reserve, reserve_of
 from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.helper import Helper
+from server.engine.pace import Pace
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
 from server.engine.work import Read, TokenKinds, Verdict
@@ -184,6 +185,8 @@ class HybridEngine(AsyncLLM):
     """Share of the room for requests that is taken, as the wire counts."""
     helper: Helper | None = None
     """A stronger model, on another server."""
+    pace: Pace | None = None
+    """None where vLLM keeps no statistics."""
     _shadows: Shadows | None = None
 
     async def install(
@@ -299,13 +302,20 @@ class HybridEngine(AsyncLLM):
         """One engine request, as plain vLLM runs it."""
         return super().generate(prompt, params, request_id, **options)
 
+    def unseen_tokens(self, request_id: str) -> int:
+        """What an engine request has generated so far, and gives at its end."""
+        processor = self.output_processor
+        found = (processor.request_states.get(internal) for internal in processor.external_req_ids.get(request_id, ()))
+        return sum(state.detokenizer.num_output_tokens() for state in found if state and state.detokenizer)
+
     async def _plain(
         self, prompt: Any, token_ids: list[int], params: SamplingParams, request_id: str, options: dict[str, Any],
         record: Record | None,
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """As plain vLLM answers; only counted."""
         if record is not None:
-            record.arrived(len(token_ids))
+            record.arrived(len(token_ids), params.max_tokens)
+            record.pass_id = request_id
         async with aclosing(self.run(prompt, params, request_id, **options)) as outputs:
             async for output in outputs:
                 if record is not None:
@@ -323,7 +333,7 @@ class HybridEngine(AsyncLLM):
             params.thinking_token_budget = ask.thinking_budget if given is None else min(given, ask.thinking_budget)
         mode, run = modes.registered()[ask.mode], Passes(self, question, record)
         if not record.escalated:
-            record.arrived(len(question.token_ids))
+            record.arrived(len(question.token_ids), run.most_tokens())
         # After an escalation all is decided, and the doubtful answer was streamed.
         outputs = run.answer() if record.escalated else self._only_route(mode, run) if ask.only_route else mode.answer(run)
         try:

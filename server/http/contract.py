@@ -168,6 +168,12 @@ def count_answers(body: Body) -> int:
     return answers * n
 
 
+def given_limit(body: Body) -> int | None:
+    """Tokens that the request allows an answer, as far as it says so."""
+    given = (body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
+    return next((limit for limit in given if isinstance(limit, int) and limit > 0), None)
+
+
 def check_id(value: object, name: str) -> str | None:
     """A client's id of its request, which is repeated in answers and logs."""
     if value is None:

@@ -27,6 +27,7 @@ from server.http.writer import RouteWriter, failure_of
 from server.observe.observers import Observers
 from server.observe.record import Record, current
 from server.observe.tracing import Trace
+from server.observe.workload import Workload
 
 ID_HEADER = "x-request-id"
 _HELD_SECONDS = 1.0
@@ -45,9 +46,11 @@ class Bounds:
 class ReasoningModes:
     """Reads what a request asks for, admits it, tells the engine by its `Record`, and writes the route into the response."""
 
-    def __init__(self, app: ASGIApp, terms: Terms, bounds: Bounds, admission: Admission, observers: Observers) -> None:
-        self._app, self._terms, self._bounds, self._admission, self._observers = app, terms, bounds, admission, observers
-        self._quotas = Quotas()
+    def __init__(
+        self, app: ASGIApp, terms: Terms, bounds: Bounds, admission: Admission, workload: Workload, observers: Observers
+    ) -> None:
+        self._app, self._terms, self._bounds, self._observers = app, terms, bounds, observers
+        self._admission, self._workload, self._quotas = admission, workload, Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
@@ -70,7 +73,10 @@ class ReasoningModes:
             ask = contract.read_ask(path, body, headers.get(MODE_HEADER), self._terms)
             with self._admission.admit(answers) as end:
                 client = Client(contract.encode(body), receive, seconds, end)
-                record = Record(ask, started=received, request_id=given or uuid.uuid4().hex, session_id=session, quota=quota)
+                record = Record(
+                    ask, given or uuid.uuid4().hex, session_id=session, answers=answers,
+                    most_tokens=contract.given_limit(body), started=received, quota=quota,
+                )  # fmt: skip
                 # With an id in any case: a second run of the request would have another one.
                 changed = {"content-length": str(len(client.body)), ID_HEADER: record.request_id}
                 if session:
@@ -78,7 +84,8 @@ class ReasoningModes:
                 if trace:
                     record.trace_id = trace.id
                     changed |= trace.headers()
-                await self._answer(record, _changed(scope, path, changed), client, send, trace, body)
+                with self._workload.holding(record):
+                    await self._answer(record, _changed(scope, path, changed), client, send, trace, body)
         except LatentserveError as error:
             if path in GENERATING_PATHS:
                 self._observers.metrics.failed(None, failure_of(error.status))

@@ -119,6 +119,14 @@ class Metrics:
         self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
         self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
         self._capacity = Gauge("latentserve_requests_capacity", "Answers that are admitted at most: more are refused with 429.")
+        self._outstanding = Gauge(
+            "latentserve_expected_tokens_outstanding",
+            "Tokens that admitted answers, waiting and running, are expected still to generate.",
+        )
+        self._outstanding_seconds = Gauge(
+            "latentserve_expected_seconds_outstanding",
+            "Seconds that the engine needs for them at its present pace; NaN until it has written something.",
+        )
         self._demotions = Counter(
             "latentserve_demotions", "Answers of mode auto that were not thought through in text, by what stood in the way.",
             ["reason"],
@@ -158,6 +166,10 @@ class Metrics:
     def watch_admission(self, in_flight: Callable[[], float], capacity: int) -> None:
         self._in_flight.set_function(in_flight)
         self._capacity.set(capacity)
+
+    def watch_workload(self, tokens: Callable[[], float], seconds: Callable[[], float]) -> None:
+        self._outstanding.set_function(tokens)
+        self._outstanding_seconds.set_function(seconds)
 
     def watch_queue(self, waiting: Callable[[], float]) -> None:
         self._waiting.set_function(waiting)

@@ -76,6 +76,12 @@ class Record:
     """A label, too, that the requests of one conversation share."""
     trace_id: str | None = None
     """None without tracing."""
+    answers: int = 1
+    """That the request is for."""
+    most_tokens: int | None = None
+    """That one of them may have; None where the request does not say, until the engine has it."""
+    pass_id: str | None = None
+    """Of the engine request whose answer comes as a whole; None where it comes in parts."""
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     """Of the prompt: found in the prefix cache before anything of this request was there."""
@@ -160,9 +166,10 @@ class Record:
         assert self.ended is not None, "asked of requests that have ended"
         return self.ended - self.started
 
-    def arrived(self, prompt_tokens: int) -> None:
+    def arrived(self, prompt_tokens: int, most_tokens: int | None) -> None:
         """The engine has the request."""
         self.stages["gateway"], self.prompt_tokens = time.perf_counter() - self.started, prompt_tokens
+        self.most_tokens = most_tokens
 
     def decided(self, decision: Decision, latent_tokens: int = 0) -> None:
         self.decision, self.latent_tokens = decision, latent_tokens
@@ -178,6 +185,7 @@ class Record:
     def escalate(self, decision: Decision, latent_tokens: int = 0) -> None:
         """What was generated so far is void; another answer follows."""
         self.escalated, self.discarded_tokens, self.generated_tokens = True, self.generated_tokens, 0
+        self.pass_id = None
         self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
         self.explanation = None
         self.decided(decision, latent_tokens)

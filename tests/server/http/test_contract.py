@@ -11,6 +11,7 @@ from server.http.contract import (
     check_id,
     count_answers,
     encode,
+    given_limit,
     parse,
     read_ask,
     refuse_unsupported,
@@ -272,6 +273,13 @@ def test_a_conversation_that_would_have_to_be_kept_is_refused() -> None:
 )
 def test_a_request_counts_as_many_as_its_answers(body: dict[str, Any], answers: int) -> None:
     assert count_answers(body) == answers
+
+
+def test_the_limit_of_an_answer_by_its_names() -> None:
+    assert given_limit({"max_tokens": 5, "max_completion_tokens": 7}) == 7
+    assert given_limit({"max_output_tokens": 9}) == 9
+    assert given_limit({"max_tokens": "many"}) is None
+    assert given_limit({}) is None
 
 
 def test_a_deadline_is_capped_by_the_servers() -> None:
