@@ -92,7 +92,7 @@ def new_admission(engine: HybridEngine, metrics: Metrics) -> Admission:
     queued = scheduler.max_num_queued_reqs
     admission = Admission(scheduler.max_num_seqs, scheduler.max_num_seqs if queued is None else queued)
     engine.load = lambda: admission.load
-    metrics.watch_admission(lambda: admission.in_flight, admission.most)
+    metrics.watch_admission(lambda: admission.in_flight, lambda: engine.waiting, admission.most)
     return admission
 
 

@@ -84,9 +84,9 @@ def overview() -> list[Panel]:
         panel(
             "Saturation", "short",
             {
-                "running": f"sum(vllm:num_requests_running{{{_ENGINE}}})",
-                "waiting": f"sum(vllm:num_requests_waiting{{{_ENGINE}}})",
-                "waiting for latents": f"sum(latentserve_requests_waiting{{{_WHERE}}})",
+                "running": f"sum(latentserve_requests_running{{{_WHERE}}})",
+                "waiting": f"sum(latentserve_requests_waiting{{{_WHERE}}})",
+                "held": f"sum(latentserve_requests_held{{{_WHERE}}})",
             },
         ),
         panel("Fallbacks", "reqps", {"{{reason}}": rate("latentserve_fallbacks_total", "reason")}),

@@ -153,7 +153,7 @@ class Passes:
 
     async def _enter(self) -> None:
         started = time.perf_counter()
-        await self.engine.room.acquire()
+        await self.engine.room.acquire(self.question.params.n)
         self._holds_permit = True
         self.record.stages["queue"] = time.perf_counter() - started
 
@@ -305,7 +305,7 @@ class Passes:
             outputs = self._generated(decision, written)
         if self.ask.brief and decision.mode.thinks_in_text and params.output_kind is not RequestOutputKind.CUMULATIVE:
             outputs = in_brief(outputs, self.engine, whole)
-        async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
+        async with self.engine.slots.held(self._may_be_long(decision), params.n), aclosing(outputs):
             async for output in outputs:
                 yield output
 

@@ -144,16 +144,16 @@ class Hybrid:
 
 
 class Room(asyncio.Semaphore):
-    """For so many of something; and how many wait for it."""
+    """For so many requests; and how many answers wait for it."""
 
     waiting = 0
 
-    async def acquire(self) -> bool:  # type: ignore[override]
-        self.waiting += 1
+    async def acquire(self, answers: int = 1) -> bool:  # type: ignore[override]
+        self.waiting += answers
         try:
             return await super().acquire()
         finally:
-            self.waiting -= 1
+            self.waiting -= answers
 
 
 class Slots:
@@ -167,12 +167,15 @@ class Slots:
         return self._room.waiting
 
     @asynccontextmanager
-    async def held(self, is_needed: bool) -> AsyncIterator[None]:
+    async def held(self, is_needed: bool, answers: int = 1) -> AsyncIterator[None]:
         if not is_needed:
             yield
             return
-        async with self._room:
+        await self._room.acquire(answers)
+        try:
             yield
+        finally:
+            self._room.release()
 
 
 class HybridEngine(AsyncLLM):
@@ -231,7 +234,7 @@ class HybridEngine(AsyncLLM):
         self.slots = Slots(long_slots or max(1, self.vllm_config.scheduler_config.max_num_seqs // 2))
         self._max_thinking, self.helper = max_thinking_tokens, helper
         metrics.watch_drift(lambda: router.drift.psi)
-        metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
+        metrics.watch_held(lambda: self.held)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)
         literal = literal_tokens(tokenizer) if soft_thinking else []
@@ -280,6 +283,16 @@ class HybridEngine(AsyncLLM):
         if caps and self.has_thinking_budgets:
             given = params.thinking_token_budget
             params.thinking_token_budget = min([*caps, *([] if given is None or given < 0 else [given])])
+
+    @property
+    def held(self) -> int:
+        """Answers that wait in front of the engine's queue: for room for latents, or for a long chain."""
+        return self.room.waiting + self.slots.waiting
+
+    @property
+    def waiting(self) -> int:
+        """Those, and what waits in the engine's queue."""
+        return self.held + (self.pace.waiting if self.pace else 0)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Of a pass: a request that was admitted is never refused between its passes. The wire counts requests."""

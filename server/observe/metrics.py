@@ -118,6 +118,10 @@ class Metrics:
         self._soft_steps = Counter("latentserve_soft_steps", "Tokens of chains that were fed back as mixtures.")
         self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
         self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
+        self._waiting = Gauge(
+            "latentserve_requests_waiting", "Of those, the ones that nothing is written of yet: held, or in the engine's queue."
+        )
+        self._running = Gauge("latentserve_requests_running", "Of those, the ones that do not wait.")
         self._capacity = Gauge("latentserve_requests_capacity", "Answers that are admitted at most: more are refused with 429.")
         self._outstanding = Gauge(
             "latentserve_expected_tokens_outstanding",
@@ -134,9 +138,9 @@ class Metrics:
         self._drift = Gauge(
             "latentserve_router_drift_psi", "Population stability index of the router's scores; NaN until there are a hundred."
         )
-        self._waiting = Gauge(
-            "latentserve_requests_waiting",
-            "Requests that wait for room for latents, or for a long chain, before the engine's queue.",
+        self._held = Gauge(
+            "latentserve_requests_held",
+            "Answers that wait for room for latents, or for a long chain, before the engine's queue.",
         )
         self._shadows = Counter(
             "latentserve_shadows", "Answers of auto compared with another mode's, by both modes and outcome.",
@@ -163,16 +167,19 @@ class Metrics:
 
         self._drift.set_function(current)
 
-    def watch_admission(self, in_flight: Callable[[], float], capacity: int) -> None:
+    def watch_admission(self, in_flight: Callable[[], int], waiting: Callable[[], int], capacity: int) -> None:
+        """`waiting`: as the engine last reported it. What has ended since waits no more; what the engine does beside is none."""
         self._in_flight.set_function(in_flight)
+        self._waiting.set_function(lambda: min(in_flight(), waiting()))
+        self._running.set_function(lambda: max(0, in_flight() - waiting()))
         self._capacity.set(capacity)
 
     def watch_workload(self, tokens: Callable[[], float], seconds: Callable[[], float]) -> None:
         self._outstanding.set_function(tokens)
         self._outstanding_seconds.set_function(seconds)
 
-    def watch_queue(self, waiting: Callable[[], float]) -> None:
-        self._waiting.set_function(waiting)
+    def watch_held(self, held: Callable[[], float]) -> None:
+        self._held.set_function(held)
 
     def shadowed(self, mode: Mode, shadow: Mode, outcome: str, regret: float = 0.0) -> None:
         self._shadows.labels(mode, shadow, outcome).inc()
