@@ -25,6 +25,8 @@ from server.http.errors import BadRequestError
 from server.observe.record import Ask
 
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
+EXPECTED_HEADER = "X-Reasoning-Expected-Tokens"
+"""Of `/v1/route`: what an endpoint picker weighs a request by."""
 SESSION_HEADER = "X-Session-ID"
 """As vLLM, vllm-router and Ray Serve call it: balancers keep a session on one server by it."""
 CHAT_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/v1/completions"

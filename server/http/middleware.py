@@ -115,7 +115,8 @@ class ReasoningModes:
         self, record: Record, scope: Scope, client: Client, send: Send, trace: Trace | None, body: contract.Body
     ) -> None:
         token = current.set(record)
-        writer = RouteWriter(send, record, get_route_path(scope), self._terms.reasoning_content)
+        expected = self._workload.expected
+        writer = RouteWriter(send, record, get_route_path(scope), self._terms.reasoning_content, expected)
         try:
             if record.quota and record.ask.must_think and (reason := record.quota.claim()):
                 return await writer.fail(reason)  # before anything is read for it

@@ -168,7 +168,7 @@ class Metrics:
         self._drift.set_function(current)
 
     def watch_admission(self, in_flight: Callable[[], int], waiting: Callable[[], int], capacity: int) -> None:
-        """`waiting`: as the engine last reported it. What has ended since waits no more; what the engine does beside is none."""
+        """`waiting`: as the engine last reported it. What has ended since waits no more; what else the engine does is none."""
         self._in_flight.set_function(in_flight)
         self._waiting.set_function(lambda: min(in_flight(), waiting()))
         self._running.set_function(lambda: max(0, in_flight() - waiting()))

@@ -44,32 +44,34 @@ class Workload:
         return sum(map(self._outstanding, tuple(self._records.values())))  # asked by another thread
 
     def _outstanding(self, record: Record) -> float:
-        expected, most = self._expected(record), record.most_tokens
+        if record.ask.only_route:
+            return 0.0
+        expected, most = self.expected(record), record.most_tokens
+        if expected is None:
+            expected = record.answers * (_UNKNOWN_TOKENS if most is None else min(_UNKNOWN_TOKENS, most))
         done = max(record.generated_tokens, self._unseen(record.pass_id) if record.pass_id else 0)
         left = max(expected - done, _OVERDUE * done)
         return max(0.0, min(left, math.inf if most is None else most * record.answers - done))
 
-    def _expected(self, record: Record) -> float:
-        """Tokens of the whole answer, or answers."""
-        if record.ask.only_route:
-            return 0.0
+    def expected(self, record: Record) -> float | None:
+        """Tokens that the whole answer, or all answers, will have; None where nothing is known of its mode."""
         mode, decision, scores = record.mode, record.decision, record.scores
-        each = self._mean(mode or record.ask.mode)
+        each = self._means.get(mode or record.ask.mode)
         if mode is Mode.EXPLICIT and scores and scores.tokens is not None and math.isfinite(scores.tokens):
             each = scores.tokens
+        if each is None:
+            return None
         if decision and decision.thinking_budget is not None:
-            each = min(each, decision.thinking_budget + self._mean(Mode.DIRECT))
+            each = min(each, decision.thinking_budget + self._means.get(Mode.DIRECT, 0.0))
         return record.answers * (each if record.most_tokens is None else min(each, record.most_tokens))
-
-    def _mean(self, mode: str) -> float:
-        return self._means.get(mode, _UNKNOWN_TOKENS)
 
     def _learn(self, record: Record) -> None:
         """By the mode that was asked for, which is all that is known of a request that waits, and by the one that answered."""
         each = record.generated_tokens / record.answers
         for mode in {record.ask.mode, record.mode or record.ask.mode}:
             self._counts[mode] += 1
-            self._means[mode] = self._mean(mode) + max(_RECENT, 1 / self._counts[mode]) * (each - self._mean(mode))
+            mean = self._means.get(mode, each)
+            self._means[mode] = mean + max(_RECENT, 1 / self._counts[mode]) * (each - mean)
 
 
 def known_tokens(calibration: Calibration | None) -> dict[str, float]:

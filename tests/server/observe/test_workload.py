@@ -100,6 +100,14 @@ def test_means_follow_answers_and_not_what_was_cut_short() -> None:
     assert expected() == pytest.approx(40, abs=1)
 
 
+def test_where_nothing_is_known_nothing_is_said() -> None:
+    work, record = Workload({"latent": 6.0}), Record(Ask("explicit"))
+    assert work.expected(record) is None
+    assert work.expected(Record(Ask("latent", only_route=True), answers=2)) == 12
+    with work.holding(record):
+        assert work.tokens > 0
+
+
 def test_a_calibration_says_what_answers_come_to(bundle: Bundle) -> None:
     known = known_tokens(bundle.manifest.calibration)
     assert known["direct"] < 20 < known["auto"] < known["explicit"]
