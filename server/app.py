@@ -36,6 +36,7 @@ from server.observe.decision_log import DecisionLog
 from server.observe.metrics import Metrics
 from server.observe.observers import Observers
 from server.observe.workload import Workload, known_tokens
+from server.router_file import RouterFile
 from server.settings import Settings
 
 logger = logging.getLogger("vllm.latentserve.app")
@@ -43,7 +44,7 @@ logger = logging.getLogger("vllm.latentserve.app")
 
 async def create_app(
     engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics,
-    admission: Admission, workload: Workload,
+    admission: Admission, workload: Workload, router_file: RouterFile | None = None,
 ) -> FastAPI:  # fmt: skip
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
@@ -68,7 +69,7 @@ async def create_app(
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     mount_metrics(app)
     readiness.mount(app, engine, admission)
-    mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes)
+    mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes, router_file)
     names = available_modes(bundle, can_mix=settings.soft_thinking)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
@@ -101,6 +102,16 @@ def new_workload(engine: HybridEngine, metrics: Metrics) -> Workload:
     workload, pace = Workload(known_tokens(engine.hybrid.router.calibration), engine.unseen_tokens), engine.pace
     metrics.watch_workload(lambda: workload.tokens, lambda: workload.tokens * pace.seconds_per_token if pace else math.nan)
     return workload
+
+
+async def load_router_file(engine: HybridEngine, settings: Settings, metrics: Metrics) -> RouterFile | None:
+    """Its document is in force from here on. Raises `ConfigurationError`."""
+    if settings.router_file is None:
+        return None
+    file = RouterFile(settings.router_file, engine.hybrid.router, metrics.router_file_failed)
+    await file.load()
+    metrics.watch_router_file(lambda: file.is_in_force)
+    return file
 
 
 def mount_metrics(app: FastAPI) -> None:
@@ -148,16 +159,19 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
         has_latents, layout = engine.hybrid.can_think_latent, bundle.manifest.layout if bundle else Layout()
         if said := warning(engine.get_tokenizer(), layout, has_latents=has_latents):
             logger.warning(said)
-        admission = new_admission(engine, metrics)
-        workload = new_workload(engine, metrics)
-        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload)
+        admission, workload = new_admission(engine, metrics), new_workload(engine, metrics)
+        router_file = await load_router_file(engine, settings, metrics)
+        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload, router_file)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
+        watching = asyncio.create_task(router_file.watch(settings.router_file_seconds)) if router_file else None
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)
         warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))
         try:
             await serve_app(app, sock, args, settings, engine, admission)
         finally:
             warm_up.cancel()
+            if watching:
+                watching.cancel()
 
 
 def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Settings) -> str:

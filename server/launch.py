@@ -1,5 +1,6 @@
 """Run the server from the command line: every way it can fail to start becomes one sentence, as soon as it can be known."""
 
+import asyncio
 import contextlib
 import json
 import logging.config
@@ -109,7 +110,13 @@ def _check_model(settings: Settings) -> None:
 def _check_bundle(settings: Settings) -> None:
     """What can be said from bundle.json alone."""
     manifest = Manifest.read(settings.bundle_directory) if settings.bundle_directory else None
-    settings.router(manifest)
+    router = settings.router(manifest)
+    if settings.router_file:
+        if settings.policy:
+            raise ConfigurationError("--router-file names the policy: remove --policy.")
+        from server.router_file import RouterFile
+
+        asyncio.run(RouterFile(settings.router_file, router).load())
     if settings.num_latents is not None:
         if manifest is None or manifest.reasoning_net is None:
             raise ConfigurationError("--num-latent-tokens is for latents, and there is no bundle with a network: see --bundle.")

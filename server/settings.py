@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     shadow_share: float = Field(
         0.0, ge=0, le=1, description="Share of auto's answers that are compared with another mode's in idle time."
     )
+    router_file: str | None = Field(
+        None, description="Policy and calibrated point of all replicas: a JSON file or http(s) URL that each of them watches."
+    )
+    router_file_seconds: float = Field(10.0, gt=0, description="Between two looks at the router file.")
     entropy_threshold: float = Field(
         0.5,
         ge=0,

@@ -233,7 +233,7 @@ class HybridEngine(AsyncLLM):
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
         self.slots = Slots(long_slots or max(1, self.vllm_config.scheduler_config.max_num_seqs // 2))
         self._max_thinking, self.helper = max_thinking_tokens, helper
-        metrics.watch_drift(lambda: router.drift.psi)
+        metrics.watch_router(router)
         metrics.watch_held(lambda: self.held)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)

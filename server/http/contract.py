@@ -43,6 +43,7 @@ _OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "
 _NO_QUESTION = (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True))
 Body = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
+O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,12 +278,12 @@ def take_options(body: Body, mode: str) -> Options:
         return Options()
     if mode != Mode.AUTO:
         raise BadRequestError(f"router is for mode=auto, not {mode}: a named mode is never overruled.", "router")
-    return parse_options(given)
+    return parse_options(given, Options)
 
 
-def parse_options(given: object) -> Options:
+def parse_options(given: object, kind: type[O]) -> O:
     """Raises `BadRequestError` with what is wrong."""
-    options = _validated(Options, given, "router")
+    options = _validated(kind, given, "router")
     try:
         _ = options.target
     except ValidationError as error:

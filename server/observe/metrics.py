@@ -7,11 +7,13 @@ import hashlib
 import math
 from collections.abc import Callable
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from router.exits import Ending
 from router.policy import Mode
+from router.router import Router
 from server.observe.record import Record
+from server.observe.router_collector import RouterCollector
 
 # From a tiny model's milliseconds to a minute of explicit thinking.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -37,6 +39,8 @@ class Metrics:
             self._unanswered.labels(mode)
         for reason in FALLBACKS:
             self._fallbacks.labels(reason)
+        for reason in ("refused", "unreachable"):
+            self._file_failures.labels(reason)
         self._failures.labels("unknown", "engine")
 
     def _define_requests(self) -> None:
@@ -136,7 +140,19 @@ class Metrics:
             ["reason"],
         )  # fmt: skip
         self._drift = Gauge(
-            "latentserve_router_drift_psi", "Population stability index of the router's scores; NaN until there are a hundred."
+            "latentserve_router_drift_psi",
+            "Population stability index of this process's last thousand scores; NaN until there are a hundred.",
+        )
+        self._router = RouterCollector()
+        REGISTRY.register(self._router)
+        self._file = Gauge(
+            "latentserve_router_file_in_force", "Whether the router file could be read and decides; 1 without one, too."
+        )
+        self._file.set(1)
+        self._file_failures = Counter(
+            "latentserve_router_file_failures",
+            "Router files that were refused (each once), or unreachable (each try).",
+            ["reason"],
         )
         self._held = Gauge(
             "latentserve_requests_held",
@@ -158,14 +174,20 @@ class Metrics:
     def demoted(self, reason: str) -> None:
         self._demotions.labels(reason).inc()
 
-    def watch_drift(self, psi: Callable[[], float | None]) -> None:
-        """`psi` is asked at each scrape."""
+    def watch_router(self, router: Router) -> None:
+        """It is asked at each scrape."""
 
-        def current() -> float:
-            value = psi()
-            return math.nan if value is None else value
+        def psi() -> float:
+            return math.nan if (value := router.drift.psi) is None else value
 
-        self._drift.set_function(current)
+        self._drift.set_function(psi)
+        self._router.router = router
+
+    def router_file_failed(self, reason: str) -> None:
+        self._file_failures.labels(reason).inc()
+
+    def watch_router_file(self, is_in_force: Callable[[], bool]) -> None:
+        self._file.set_function(lambda: float(is_in_force()))
 
     def watch_admission(self, in_flight: Callable[[], int], waiting: Callable[[], int], capacity: int) -> None:
         """`waiting`: as the engine last reported it. What has ended since waits no more; what else the engine does is none."""

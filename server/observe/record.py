@@ -91,6 +91,8 @@ class Record:
     """What reading found out; None where nothing was read."""
     policy: Policy | None = None
     """Of mode auto."""
+    router_version: str | None = None
+    """Of what was in force when it decided."""
     decision: Decision | None = None
     """None until the engine has decided; another one after an escalation."""
     latent_tokens: int = 0
@@ -257,7 +259,8 @@ class Record:
         if self.soft is not None:
             shown["soft"] = self.soft
         if self.policy is not None:
-            shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
+            shown |= {"policy": self.policy.name, "router_version": self.router_version}
+            shown |= {"discarded_tokens": self.discarded_tokens}
         if self.mode and self.mode.thinks_in_text:
             if decision and decision.thinking_budget is not None:
                 shown["thinking_budget"] = decision.thinking_budget

@@ -24,7 +24,7 @@ class Auto(ReasoningMode):
     def decide(self, run: Passes, verdict: Verdict) -> Decision:
         # An operator may switch the policy before the answer is checked.
         router, limits = run.engine.hybrid.router, run.limits
-        run.record.policy = router.policy_for(run.ask.options)
+        run.record.policy, run.record.router_version = router.policy_for(run.ask.options), router.version
         known = verdict.scores.correct(limits.cheap)
         if known is not None and math.isfinite(known):
             router.drift.add(known)
