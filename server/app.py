@@ -30,6 +30,8 @@ from server.http.contract import Terms
 from server.http.keys import KeyGuard, KeyRing
 from server.http.middleware import Bounds, ReasoningModes
 from server.http.openapi import describe_modes
+from server.http.quota_store import SharedStore
+from server.http.quotas import Quotas
 from server.http.router_api import mount_router
 from server.http.routes import keep_supported
 from server.observe.decision_log import DecisionLog
@@ -44,7 +46,8 @@ logger = logging.getLogger("vllm.latentserve.app")
 
 async def create_app(
     engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics,
-    admission: Admission, workload: Workload, router_file: RouterFile | None = None,
+    admission: Admission, workload: Workload, quotas: Quotas,
+    router_file: RouterFile | None = None,
 ) -> FastAPI:  # fmt: skip
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
@@ -63,6 +66,7 @@ async def create_app(
             bounds=Bounds(settings.max_body_mib, settings.client_timeout_seconds, settings.timeout_seconds),
             admission=admission,
             workload=workload,
+            quotas=quotas,
             observers=observers(args, settings, metrics),
         )
     )
@@ -102,6 +106,15 @@ def new_workload(engine: HybridEngine, metrics: Metrics) -> Workload:
     workload, pace = Workload(known_tokens(engine.hybrid.router.calibration), engine.unseen_tokens), engine.pace
     metrics.watch_workload(lambda: workload.tokens, lambda: workload.tokens * pace.seconds_per_token if pace else math.nan)
     return workload
+
+
+def new_quotas(settings: Settings, metrics: Metrics) -> Quotas:
+    """Of keys: counted here, or for all replicas."""
+    if settings.quota_store is None:
+        return Quotas()
+    store = SharedStore(settings.quota_store.get_secret_value(), metrics.quota_store_failed)
+    metrics.watch_quota_store(lambda: store.is_shared)
+    return Quotas(store)
 
 
 async def load_router_file(engine: HybridEngine, settings: Settings, metrics: Metrics) -> RouterFile | None:
@@ -160,8 +173,9 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
         if said := warning(engine.get_tokenizer(), layout, has_latents=has_latents):
             logger.warning(said)
         admission, workload = new_admission(engine, metrics), new_workload(engine, metrics)
+        quotas = new_quotas(settings, metrics)
         router_file = await load_router_file(engine, settings, metrics)
-        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload, router_file)
+        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload, quotas, router_file)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
         watching = asyncio.create_task(router_file.watch(settings.router_file_seconds)) if router_file else None
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)
@@ -172,6 +186,7 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
             warm_up.cancel()
             if watching:
                 watching.cancel()
+            await quotas.store.close()
 
 
 def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Settings) -> str:

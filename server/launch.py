@@ -31,6 +31,12 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
         from server.http.keys import read_keys
 
         read_keys(settings.api_keys_file)
+    if settings.quota_store:
+        from server.http.quota_store import SharedStore
+
+        if not settings.api_keys_file:
+            raise ConfigurationError("--quota-store is for limits of keys: name them with --api-keys-file.")
+        SharedStore(settings.quota_store.get_secret_value())
     from reasoning_net.bundle import Bundle
     from reasoning_net.rollouts import prepare_environment
 

@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="YAML file of clients' keys, hashed, with their limits; read again when it changes."
     )
+    quota_store: SecretStr | None = Field(
+        None, description="Redis in which limits of keys are counted for all replicas: redis://HOST:PORT/DATABASE."
+    )
     max_thinking_tokens: int | None = Field(None, gt=0, description="Of any answer; after the cut the model answers.")
     effort_budgets: str | None = Field(
         None, description="Thinking tokens by reasoning effort, such as low=256,medium=1024; of efforts not named, no limit."

@@ -200,10 +200,10 @@ class Passes:
             "read": time.perf_counter() - started, "network": verdict.network_seconds, "probe": verdict.probe_seconds,
         }  # fmt: skip
 
-    def decide(self, decision: Decision) -> None:
+    async def decide(self, decision: Decision) -> None:
         """Write down how the question is answered; `answer` follows it. Where the key may not think in text, mode auto does
         without, and a named mode is refused."""
-        if decision.mode.thinks_in_text and (reason := self.may_not_think()):
+        if decision.mode.thinks_in_text and (reason := await self.may_not_think()):
             if self.ask.mode != Mode.AUTO:
                 self.engine.refuse(reason)
             decision = self.demoted(decision, reason.reason)
@@ -246,11 +246,11 @@ class Passes:
             return decision
         return replace(decision, thinking_budget=self.limits.budget(calibration.budget_ratio * scores.tokens))
 
-    def may_not_think(self) -> OverloadedError | None:
+    async def may_not_think(self) -> OverloadedError | None:
         """What stands in the way of a chain in text; where nothing does, its predicted tokens are reserved."""
         if self.record.quota is None or self.ask.only_route:
             return None
-        return self.record.quota.reserve(self._predicted_tokens())
+        return await self.record.quota.reserve(self._predicted_tokens())
 
     def demoted(self, decision: Decision, reason: str) -> Decision:
         """A cheap answer instead of a chain, which is given as it comes."""

@@ -360,7 +360,7 @@ class HybridEngine(AsyncLLM):
 
     async def _only_route(self, mode: modes.ReasoningMode, run: Passes) -> AsyncGenerator[RequestOutput, None]:
         async with run.reading() as verdict:
-            run.decide(finite(mode.decide(run, verdict), verdict))
+            await run.decide(finite(mode.decide(run, verdict), verdict))
         yield run.nothing()
 
     def drop_latents(self, key: str) -> None:

@@ -8,6 +8,8 @@ not, and an upgrade of vLLM does not touch it.
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +49,11 @@ class ReasoningModes:
     """Reads what a request asks for, admits it, tells the engine by its `Record`, and writes the route into the response."""
 
     def __init__(
-        self, app: ASGIApp, terms: Terms, bounds: Bounds, admission: Admission, workload: Workload, observers: Observers
-    ) -> None:
+        self, app: ASGIApp, terms: Terms, bounds: Bounds, admission: Admission, workload: Workload, quotas: Quotas,
+        observers: Observers,
+    ) -> None:  # fmt: skip
         self._app, self._terms, self._bounds, self._observers = app, terms, bounds, observers
-        self._admission, self._workload, self._quotas = admission, workload, Quotas()
+        self._admission, self._workload, self._quotas = admission, workload, quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
@@ -60,7 +63,7 @@ class ReasoningModes:
         key = client_key.get()
         try:
             # Before a body is read for it: what a limit refuses costs as little as can be.
-            quota = self._quotas.enter(key) if key and path in GENERATING_PATHS else None
+            quota = await self._quotas.enter(key) if key and path in GENERATING_PATHS else None
             raw = await read_body(headers, receive, self._bounds.body_mib, self._bounds.client_seconds)
             if raw is None:
                 return None  # the client left
@@ -84,8 +87,9 @@ class ReasoningModes:
                 if trace:
                     record.trace_id = trace.id
                     changed |= trace.headers()
-                with self._workload.holding(record):
-                    await self._answer(record, _changed(scope, path, changed), client, send, trace, body)
+                async with _settled(record):
+                    with self._workload.holding(record):
+                        await self._answer(record, _changed(scope, path, changed), client, send, trace, body)
         except LatentserveError as error:
             if path in GENERATING_PATHS:
                 self._observers.metrics.failed(None, failure_of(error.status))
@@ -118,7 +122,7 @@ class ReasoningModes:
         expected = self._workload.expected
         writer = RouteWriter(send, record, get_route_path(scope), self._terms.reasoning_content, expected)
         try:
-            if record.quota and record.ask.must_think and (reason := record.quota.claim()):
+            if record.quota and record.ask.must_think and (reason := await record.quota.claim()):
                 return await writer.fail(reason)  # before anything is read for it
             await self._run(scope, client, client.receive, writer)
             if record.restarts and record.failure is None:
@@ -128,12 +132,6 @@ class ReasoningModes:
             await record.close()
             current.reset(token)
             record.ended = time.perf_counter()
-            if record.quota:
-                record.quota.settle(
-                    record.prompt_tokens + record.changed_tokens,
-                    record.thinking_tokens,
-                    record.generated_tokens + record.discarded_tokens,
-                )
             if not writer.is_complete:
                 record.failure = "client_left" if client.has_left else "engine"
             if trace:
@@ -141,6 +139,17 @@ class ReasoningModes:
             if not record.ask.only_route:
                 key, messages = Headers(scope=scope).get("authorization"), body.get("messages") or body.get("input")
                 self._observers.write_down(record, key, messages)
+
+
+@asynccontextmanager
+async def _settled(record: Record) -> AsyncIterator[None]:
+    """What the request came to is paid by its key, whatever ends it, and whoever waits for that no more."""
+    try:
+        yield
+    finally:
+        if record.quota:
+            read, generated = record.prompt_tokens + record.changed_tokens, record.generated_tokens + record.discarded_tokens
+            await asyncio.shield(record.quota.settle(read, record.thinking_tokens, generated))
 
 
 def _changed(scope: Scope, path: str, headers: dict[str, str]) -> Scope:

@@ -149,6 +149,11 @@ class Metrics:
             "latentserve_router_file_in_force", "Whether the router file could be read and decides; 1 without one, too."
         )
         self._file.set(1)
+        self._quota_store = Gauge(
+            "latentserve_quota_store_up", "Whether limits of keys are counted for all replicas; 1 without a store, too."
+        )
+        self._quota_store.set(1)
+        self._quota_failures = Counter("latentserve_quota_store_failures", "Answers of the quota store that did not come.")
         self._file_failures = Counter(
             "latentserve_router_file_failures",
             "Router files that were refused (each once), or unreachable (each try).",
@@ -182,6 +187,12 @@ class Metrics:
 
         self._drift.set_function(psi)
         self._router.router = router
+
+    def quota_store_failed(self) -> None:
+        self._quota_failures.inc()
+
+    def watch_quota_store(self, is_shared: Callable[[], bool]) -> None:
+        self._quota_store.set_function(lambda: float(is_shared()))
 
     def router_file_failed(self, reason: str) -> None:
         self._file_failures.labels(reason).inc()
