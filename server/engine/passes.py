@@ -300,8 +300,7 @@ class Passes:
             elif (helper := self.engine.helper) and (help_rule := self._help_rule(decision, params)):
                 written = _in_form(Helped(self, helper, help_rule, prompt, prepared, options).outputs(), params)
             else:
-                self.record.pass_id = unique_id(self.question.label)
-                written = self.engine.run(prompt, prepared, self.record.pass_id, **options)
+                written = self.ask_engine(prompt, prepared, options)
             outputs = self._generated(decision, written)
         if self.ask.brief and decision.mode.thinks_in_text and params.output_kind is not RequestOutputKind.CUMULATIVE:
             outputs = in_brief(outputs, self.engine, whole)
@@ -320,10 +319,13 @@ class Passes:
             self.engine.drop_latents(self._key)
 
     def ask_engine(
-        self, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]
+        self, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any], *, is_trial: bool = False
     ) -> AsyncGenerator[RequestOutput, None]:
-        """One engine request of this question."""
-        return self.engine.run(prompt, params, unique_id(self.question.label), **options)
+        """One engine request of this question. `is_trial`: what it writes is not the answer."""
+        name = unique_id(self.question.label)
+        if not is_trial:
+            self.record.pass_id = name
+        return self.engine.run(prompt, params, name, **options)
 
     def _exit_rule(self, decision: Decision, params: SamplingParams) -> ExitRule | None:
         """By which the chain may end before the model closes it; None where it may not. One answer has one chain."""

@@ -81,7 +81,7 @@ class Record:
     most_tokens: int | None = None
     """That one of them may have; None where the request does not say, until the engine has it."""
     pass_id: str | None = None
-    """Of the engine request whose answer comes as a whole; None where it comes in parts."""
+    """Of the engine request that writes now: what it has written may come as a whole, and so not be counted yet."""
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     """Of the prompt: found in the prefix cache before anything of this request was there."""

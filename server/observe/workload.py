@@ -21,8 +21,8 @@ class Workload:
     """Nothing is added up and taken off again: whoever asks looks at the records in flight, so what has ended is gone."""
 
     def __init__(self, known: Mapping[str, float], unseen: Callable[[str], int] = lambda _: 0) -> None:
-        """`known`: mean tokens of an answer by mode, until some are seen. `unseen`: tokens of an engine request that gives its
-        answer as a whole."""
+        """`known`: mean tokens of an answer by mode, until some are seen. `unseen`: tokens that an engine request
+        has written, and perhaps not given."""
         self._means, self._counts = dict(known), defaultdict[str, int](int, dict.fromkeys(known, 1))
         self._unseen = unseen
         self._records = dict[int, Record]()
