@@ -33,11 +33,16 @@ def ask(http: httpx.AsyncClient, question: Question, **body: Any) -> "asyncio.Ta
 
 
 async def peak(http: httpx.AsyncClient, asked: list[Question], **body: Any) -> tuple[float, float]:
-    """The most of either while these questions are answered, all at once; they are given up before their end."""
-    running = [ask(http, question, **body) for question in asked]
-    seen = [await outstanding(http) for _ in range(20)]
-    for one in running:
-        one.cancel()
+    """The most of either while these questions are answered, all at once; they are given up before their end. A look may come
+    too late for answers of six tokens: then they are asked again."""
+    seen = [(0.0, 0.0)]
+    for _ in range(5):
+        if max(seen) > (0, 0):
+            break
+        running = [ask(http, question, **body) for question in asked]
+        seen = [await outstanding(http) for _ in range(20)]
+        for one in running:
+            one.cancel()
     await until(str(http.base_url).rstrip("/"), TOKENS, lambda value: value == 0)
     await until(str(http.base_url).rstrip("/"), "vllm:num_requests_running", lambda value: value == 0)
     return max(tokens for tokens, _ in seen), max(seconds for _, seconds in seen)
