@@ -14,15 +14,24 @@ class Drift:
     def __init__(self, edges: tuple[float, ...], shares: tuple[float, ...]) -> None:
         """`edges`, ascending, cut the scores into parts; `shares` of the calibration's scores are in each."""
         self._edges, self._expected = edges, shares
+        self.seen = [0] * len(shares)
+        """Scores in each part, ever: what adds up over replicas."""
         self._window: deque[int] = deque()
         self._counts: Counter[int] = Counter()
 
     def add(self, score: float) -> None:
         part = bisect.bisect_right(self._edges, score)
+        if self.seen:
+            self.seen[part] += 1
         self._window.append(part)
         self._counts[part] += 1
         if len(self._window) > _WINDOW:
             self._counts[self._window.popleft()] -= 1
+
+    @property
+    def expected(self) -> tuple[float, ...]:
+        """Shares of the calibration's scores in the parts; empty without one."""
+        return self._expected
 
     @property
     def psi(self) -> float | None:

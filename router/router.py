@@ -1,5 +1,7 @@
 """The router of a running server: which policy decides now, what a request may ask of it, and how its scores drift."""
 
+import hashlib
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,6 +53,9 @@ class Router:
         self.drift = Drift(calibration.score_edges, calibration.score_shares) if calibration else Drift((), ())
         self.point: Point | None = None
         self.policy: Policy = self._make(policy)
+        known = calibration.model_dump(mode="json") if calibration else entropy_threshold
+        self.version = _digest({"policy": self.policy.name, "calibration": known})
+        """Replicas that have the same decide alike."""
         self._settle(None)
 
     def policy_for(self, options: Options) -> Policy:
@@ -60,18 +65,23 @@ class Router:
             return self._make(options.policy) if options.policy else self.policy
         return self._make(options.policy or "utility", self._point(target).price)
 
-    def switch(self, options: Options) -> None:
-        """Put another policy, or another calibrated point, in force. Nothing changes when it raises `RouterError`."""
+    def switch(self, options: Options, version: str | None = None) -> None:
+        """Put another policy, or another calibrated point, in force. Nothing changes when it raises `RouterError`.
+
+        `version`: a name for what is then in force; by default a hash of the options.
+        """
         target = options.target
         point = self._point(target) if target else None
         policy = self.policy_for(options)
         self.policy = policy
+        self.version = version or _digest(options.model_dump(mode="json", include=set(Options.model_fields), exclude_none=True))
         self._settle(point)
 
     def describe(self) -> dict[str, Any]:
         calibration = self.calibration
         return {
             "policy": self.policy.name,
+            "version": self.version,
             "point": self.point.model_dump(exclude_none=True) if self.point else None,
             "advice": self.advice,
             "drift": self.drift.psi,
@@ -104,3 +114,7 @@ class Router:
         if name == "entropy" and self.calibration and not self._has_entropy:
             raise RouterError("The policy entropy works on servers without a bundle: a probe or a network takes its place.")
         return named.make(name, self.calibration, price, self._entropy_threshold)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

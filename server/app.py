@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -29,11 +30,15 @@ from server.http.contract import Terms
 from server.http.keys import KeyGuard, KeyRing
 from server.http.middleware import Bounds, ReasoningModes
 from server.http.openapi import describe_modes
+from server.http.quota_store import SharedStore
+from server.http.quotas import Quotas
 from server.http.router_api import mount_router
 from server.http.routes import keep_supported
 from server.observe.decision_log import DecisionLog
 from server.observe.metrics import Metrics
 from server.observe.observers import Observers
+from server.observe.workload import Workload, known_tokens
+from server.router_file import RouterFile
 from server.settings import Settings
 
 logger = logging.getLogger("vllm.latentserve.app")
@@ -41,7 +46,8 @@ logger = logging.getLogger("vllm.latentserve.app")
 
 async def create_app(
     engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics,
-    admission: Admission,
+    admission: Admission, workload: Workload, quotas: Quotas,
+    router_file: RouterFile | None = None,
 ) -> FastAPI:  # fmt: skip
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
@@ -59,13 +65,15 @@ async def create_app(
             terms=terms,
             bounds=Bounds(settings.max_body_mib, settings.client_timeout_seconds, settings.timeout_seconds),
             admission=admission,
+            workload=workload,
+            quotas=quotas,
             observers=observers(args, settings, metrics),
         )
     )
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
     mount_metrics(app)
     readiness.mount(app, engine, admission)
-    mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes)
+    mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes, router_file)
     names = available_modes(bundle, can_mix=settings.soft_thinking)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
@@ -89,8 +97,34 @@ def new_admission(engine: HybridEngine, metrics: Metrics) -> Admission:
     queued = scheduler.max_num_queued_reqs
     admission = Admission(scheduler.max_num_seqs, scheduler.max_num_seqs if queued is None else queued)
     engine.load = lambda: admission.load
-    metrics.watch_admission(lambda: admission.in_flight, admission.most)
+    metrics.watch_admission(lambda: admission.in_flight, lambda: engine.waiting, admission.most)
     return admission
+
+
+def new_workload(engine: HybridEngine, metrics: Metrics) -> Workload:
+    """What is still to be written, and how long that takes the engine at its present pace."""
+    workload, pace = Workload(known_tokens(engine.hybrid.router.calibration), engine.unseen_tokens), engine.pace
+    metrics.watch_workload(lambda: workload.tokens, lambda: workload.tokens * pace.seconds_per_token if pace else math.nan)
+    return workload
+
+
+def new_quotas(settings: Settings, metrics: Metrics) -> Quotas:
+    """Of keys: counted here, or for all replicas."""
+    if settings.quota_store is None:
+        return Quotas()
+    store = SharedStore(settings.quota_store.get_secret_value(), metrics.quota_store_failed)
+    metrics.watch_quota_store(lambda: store.is_shared)
+    return Quotas(store)
+
+
+async def load_router_file(engine: HybridEngine, settings: Settings, metrics: Metrics) -> RouterFile | None:
+    """Its document is in force from here on. Raises `ConfigurationError`."""
+    if settings.router_file is None:
+        return None
+    file = RouterFile(settings.router_file, engine.hybrid.router, metrics.router_file_failed)
+    await file.load()
+    metrics.watch_router_file(lambda: file.is_in_force)
+    return file
 
 
 def mount_metrics(app: FastAPI) -> None:
@@ -138,15 +172,21 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
         has_latents, layout = engine.hybrid.can_think_latent, bundle.manifest.layout if bundle else Layout()
         if said := warning(engine.get_tokenizer(), layout, has_latents=has_latents):
             logger.warning(said)
-        admission = new_admission(engine, metrics)
-        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission)
+        admission, workload = new_admission(engine, metrics), new_workload(engine, metrics)
+        quotas = new_quotas(settings, metrics)
+        router_file = await load_router_file(engine, settings, metrics)
+        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload, quotas, router_file)
         warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
+        watching = asyncio.create_task(router_file.watch(settings.router_file_seconds)) if router_file else None
         say = logger.info if settings.log_format == "json" else partial(print, flush=True)
         warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))
         try:
             await serve_app(app, sock, args, settings, engine, admission)
         finally:
             warm_up.cancel()
+            if watching:
+                watching.cancel()
+            await quotas.store.close()
 
 
 def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Settings) -> str:

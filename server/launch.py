@@ -1,5 +1,6 @@
 """Run the server from the command line: every way it can fail to start becomes one sentence, as soon as it can be known."""
 
+import asyncio
 import contextlib
 import json
 import logging.config
@@ -30,6 +31,12 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
         from server.http.keys import read_keys
 
         read_keys(settings.api_keys_file)
+    if settings.quota_store:
+        from server.http.quota_store import SharedStore
+
+        if not settings.api_keys_file:
+            raise ConfigurationError("--quota-store is for limits of keys: name them with --api-keys-file.")
+        SharedStore(settings.quota_store.get_secret_value())
     from reasoning_net.bundle import Bundle
     from reasoning_net.rollouts import prepare_environment
 
@@ -109,7 +116,13 @@ def _check_model(settings: Settings) -> None:
 def _check_bundle(settings: Settings) -> None:
     """What can be said from bundle.json alone."""
     manifest = Manifest.read(settings.bundle_directory) if settings.bundle_directory else None
-    settings.router(manifest)
+    router = settings.router(manifest)
+    if settings.router_file:
+        if settings.policy:
+            raise ConfigurationError("--router-file names the policy: remove --policy.")
+        from server.router_file import RouterFile
+
+        asyncio.run(RouterFile(settings.router_file, router).load())
     if settings.num_latents is not None:
         if manifest is None or manifest.reasoning_net is None:
             raise ConfigurationError("--num-latent-tokens is for latents, and there is no bundle with a network: see --bundle.")

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     shadow_share: float = Field(
         0.0, ge=0, le=1, description="Share of auto's answers that are compared with another mode's in idle time."
     )
+    router_file: str | None = Field(
+        None, description="Policy and calibrated point of all replicas: a JSON file or http(s) URL that each of them watches."
+    )
+    router_file_seconds: float = Field(10.0, gt=0, description="Between two looks at the router file.")
     entropy_threshold: float = Field(
         0.5,
         ge=0,
@@ -73,6 +77,9 @@ class Settings(BaseSettings):
     console: bool = Field(True, description="The console in the browser, at /.")
     api_keys_file: Path | None = Field(
         None, description="YAML file of clients' keys, hashed, with their limits; read again when it changes."
+    )
+    quota_store: SecretStr | None = Field(
+        None, description="Redis in which limits of keys are counted for all replicas: redis://HOST:PORT/DATABASE."
     )
     max_thinking_tokens: int | None = Field(None, gt=0, description="Of any answer; after the cut the model answers.")
     effort_budgets: str | None = Field(

@@ -108,9 +108,9 @@ def view(url: str, window: Window) -> Group:
             f"{_generated(window, mode):.0f}",
         )
     after = window.after
-    running, waiting = after.total("vllm:num_requests_running"), after.total("vllm:num_requests_waiting")
+    running, waiting = after.total("latentserve_requests_running"), after.total("latentserve_requests_waiting")
     lines = [
-        f"engine: {running:.0f} running, {waiting:.0f} waiting, KV cache {after.total('vllm:kv_cache_usage_perc'):.0%}",
+        f"answers: {running:.0f} running, {waiting:.0f} waiting, KV cache {after.total('vllm:kv_cache_usage_perc'):.0%}",
         f"router: {window.grown('latentserve_thinking_tokens_saved_total'):.0f} thinking tokens saved, "
         f"{window.grown('latentserve_checked_answers_total', outcome='escalated'):.0f} of "
         f"{window.grown('latentserve_checked_answers_total'):.0f} checked answers thought through again",

@@ -84,9 +84,9 @@ def overview() -> list[Panel]:
         panel(
             "Saturation", "short",
             {
-                "running": f"sum(vllm:num_requests_running{{{_ENGINE}}})",
-                "waiting": f"sum(vllm:num_requests_waiting{{{_ENGINE}}})",
-                "waiting for latents": f"sum(latentserve_requests_waiting{{{_WHERE}}})",
+                "running": f"sum(latentserve_requests_running{{{_WHERE}}})",
+                "waiting": f"sum(latentserve_requests_waiting{{{_WHERE}}})",
+                "held": f"sum(latentserve_requests_held{{{_WHERE}}})",
             },
         ),
         panel("Fallbacks", "reqps", {"{{reason}}": rate("latentserve_fallbacks_total", "reason")}),
@@ -132,8 +132,10 @@ def router() -> list[Panel]:
             rate("latentserve_requests_total", "mode, reason", f'{_MODES}, requested="auto"')
         )}),
         panel("Checked answers", "reqps", {"{{outcome}}": rate("latentserve_checked_answers_total", "outcome")}),
-        panel("Drift of the scores (PSI)", "short", {"{{instance}}": f"latentserve_router_drift_psi{{{_WHERE}}}"},
-              description="Below 0.1: as calibrated. Above 0.25: fit the probe anew. Empty until there are a hundred."),
+        panel("Drift of the scores (PSI)", "short", {
+            "{{instance}}": f"latentserve_router_drift_psi{{{_WHERE}}}", "all of {{job}}": "latentserve:router_drift_psi",
+        }, description="Below 0.1: as calibrated. Above 0.25: fit the probe anew. Empty until there are a hundred: a replica's "
+                       "last thousand scores, and those of all replicas within an hour."),
         panel("Calibration, live", "percentunit", {
             "expected: mean score": ratio(
                 total("latentserve_router_score_sum", _MODES), total("latentserve_router_score_count", _MODES),
@@ -156,7 +158,8 @@ def router() -> list[Panel]:
 def engine() -> list[Panel]:
     return [
         panel("Requests in the engine", "short", {
-            "running": f"vllm:num_requests_running{{{_ENGINE}}}", "waiting": f"vllm:num_requests_waiting{{{_ENGINE}}}",
+            "{{instance}} running": f"vllm:num_requests_running{{{_ENGINE}}}",
+            "{{instance}} waiting": f"vllm:num_requests_waiting{{{_ENGINE}}}",
         }),
         panel("KV cache", "percentunit", {"{{instance}}": f"vllm:kv_cache_usage_perc{{{_ENGINE}}}"}),
         panel("Preemptions", "short", {"{{instance}}": rate("vllm:num_preemptions_total", "instance", _ENGINE)}),
@@ -171,6 +174,29 @@ def engine() -> list[Panel]:
         quantiles("Waiting in the engine", "vllm:request_queue_time_seconds", _ENGINE, by="instance"),
         quantiles("Prefill", "vllm:request_prefill_time_seconds", _ENGINE, by="instance"),
         quantiles("Decode", "vllm:request_decode_time_seconds", _ENGINE, by="instance"),
+    ]  # fmt: skip
+
+
+def replicas() -> list[Panel]:
+    """Every line is one server's; the other dashboards add up those that are chosen."""
+    one = "{{instance}}"
+    first = rate("latentserve_time_to_first_token_seconds_bucket", "le, instance", _MODES)
+    failures = rate("latentserve_failures_total", "instance")
+    return [
+        panel("Requests", "reqps", {one: rate("latentserve_requests_total", "instance", _MODES)}),
+        panel("Requests without an answer", "reqps", {one: failures}),
+        panel("Time to first token, p95", "s", {one: f"histogram_quantile(0.95, {first})"}),
+        panel("Work that is left", "s", {one: f"latentserve_expected_seconds_outstanding{{{_WHERE}}}"},
+              description="Expected seconds of the engine for all admitted answers, at its present pace."),
+        panel("Answers", "short", {
+            f"{one} running": f"latentserve_requests_running{{{_WHERE}}}",
+            f"{one} waiting": f"latentserve_requests_waiting{{{_WHERE}}}",
+        }),
+        panel("KV cache", "percentunit", {one: f"vllm:kv_cache_usage_perc{{{_ENGINE}}}"}),
+        panel("Tokens a second", "short", {one: rate("vllm:generation_tokens_total", "instance", _ENGINE)}),
+        panel("Routers by version", "short", {"{{policy}} {{version}}": (
+            f"count by (policy, version) (latentserve_router_info{{{_WHERE}}})"
+        )}, description="More than one line: replicas decide differently."),
     ]  # fmt: skip
 
 
@@ -203,9 +229,15 @@ def dashboard(title: str, panels: list[Panel]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _boards() -> list[tuple[str, list[Panel]]]:
+    return [
+        ("Overview", overview()), ("Modes", modes()), ("Router", router()), ("Engine", engine()), ("Replicas", replicas()),
+    ]  # fmt: skip
+
+
 def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for title, panels in (("Overview", overview()), ("Modes", modes()), ("Router", router()), ("Engine", engine())):
+    for title, panels in _boards():
         (directory / f"{title.lower()}.json").write_text(json.dumps(dashboard(title, panels), indent=1) + "\n")
 
 

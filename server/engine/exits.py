@@ -101,7 +101,8 @@ class EarlyExit:
         params = SamplingParams(
             max_tokens=self._rule.trial_tokens, temperature=0, logprobs=_TOP, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        outputs = self._run.ask_engine(self._after(at_tokens), params, self._options | {"reasoning_ended": True})
+        options = self._options | {"reasoning_ended": True}
+        outputs = self._run.ask_engine(self._after(at_tokens), params, options, is_trial=True)
         async with aclosing(outputs):
             last = [output async for output in outputs][-1].outputs[0]
         entropies = [-sum(math.exp(one.logprob) * one.logprob for one in step.values()) for step in last.logprobs or ()]

@@ -87,9 +87,9 @@ class Passes:
     @property
     def limits(self) -> Limits:
         hybrid, cap = self.engine.hybrid, self.question.params.thinking_token_budget
-        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self._most_tokens())
+        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self.most_tokens())
 
-    def _most_tokens(self, opening: tuple[int, ...] = ()) -> int:
+    def most_tokens(self, opening: tuple[int, ...] = ()) -> int:
         """That an answer may have: what the request allows, or what the question, and what stands after it, leave free."""
         most = self.engine.model_config.max_model_len - len(self.question.token_ids) - len(opening)
         return most if self.question.params.max_tokens is None else min(most, self.question.params.max_tokens)
@@ -153,7 +153,7 @@ class Passes:
 
     async def _enter(self) -> None:
         started = time.perf_counter()
-        await self.engine.room.acquire()
+        await self.engine.room.acquire(self.question.params.n)
         self._holds_permit = True
         self.record.stages["queue"] = time.perf_counter() - started
 
@@ -200,10 +200,10 @@ class Passes:
             "read": time.perf_counter() - started, "network": verdict.network_seconds, "probe": verdict.probe_seconds,
         }  # fmt: skip
 
-    def decide(self, decision: Decision) -> None:
+    async def decide(self, decision: Decision) -> None:
         """Write down how the question is answered; `answer` follows it. Where the key may not think in text, mode auto does
         without, and a named mode is refused."""
-        if decision.mode.thinks_in_text and (reason := self.may_not_think()):
+        if decision.mode.thinks_in_text and (reason := await self.may_not_think()):
             if self.ask.mode != Mode.AUTO:
                 self.engine.refuse(reason)
             decision = self.demoted(decision, reason.reason)
@@ -218,7 +218,7 @@ class Passes:
         params, reserve = self.question.params, self.engine.hybrid.reserve
         bounds = [decision.thinking_budget, params.thinking_token_budget]
         if reserve:
-            bounds.append(reserve.budget(self._most_tokens(self._opening(decision))))
+            bounds.append(reserve.budget(self.most_tokens(self._opening(decision))))
         return replace(decision, thinking_budget=min((bound for bound in bounds if bound is not None), default=None))
 
     def _opening(self, decision: Decision) -> tuple[int, ...]:
@@ -246,11 +246,11 @@ class Passes:
             return decision
         return replace(decision, thinking_budget=self.limits.budget(calibration.budget_ratio * scores.tokens))
 
-    def may_not_think(self) -> OverloadedError | None:
+    async def may_not_think(self) -> OverloadedError | None:
         """What stands in the way of a chain in text; where nothing does, its predicted tokens are reserved."""
         if self.record.quota is None or self.ask.only_route:
             return None
-        return self.record.quota.reserve(self._predicted_tokens())
+        return await self.record.quota.reserve(self._predicted_tokens())
 
     def demoted(self, decision: Decision, reason: str) -> Decision:
         """A cheap answer instead of a chain, which is given as it comes."""
@@ -304,7 +304,7 @@ class Passes:
             outputs = self._generated(decision, written)
         if self.ask.brief and decision.mode.thinks_in_text and params.output_kind is not RequestOutputKind.CUMULATIVE:
             outputs = in_brief(outputs, self.engine, whole)
-        async with self.engine.slots.held(self._may_be_long(decision)), aclosing(outputs):
+        async with self.engine.slots.held(self._may_be_long(decision), params.n), aclosing(outputs):
             async for output in outputs:
                 yield output
 
@@ -319,10 +319,13 @@ class Passes:
             self.engine.drop_latents(self._key)
 
     def ask_engine(
-        self, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any]
+        self, prompt: dict[str, Any], params: SamplingParams, options: dict[str, Any], *, is_trial: bool = False
     ) -> AsyncGenerator[RequestOutput, None]:
-        """One engine request of this question."""
-        return self.engine.run(prompt, params, unique_id(self.question.label), **options)
+        """One engine request of this question. `is_trial`: what it writes is not the answer."""
+        name = unique_id(self.question.label)
+        if not is_trial:
+            self.record.pass_id = name
+        return self.engine.run(prompt, params, name, **options)
 
     def _exit_rule(self, decision: Decision, params: SamplingParams) -> ExitRule | None:
         """By which the chain may end before the model closes it; None where it may not. One answer has one chain."""

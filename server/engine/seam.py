@@ -32,6 +32,7 @@ from server.engine.budgets import Reserve, reserve_of
 from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.helper import Helper
+from server.engine.pace import Pace
 from server.engine.passes import Passes, Question, finite, read_params, unique_id
 from server.engine.shadow import Shadows
 from server.engine.work import Read, TokenKinds, Verdict
@@ -143,16 +144,16 @@ class Hybrid:
 
 
 class Room(asyncio.Semaphore):
-    """For so many of something; and how many wait for it."""
+    """For so many requests; and how many answers wait for it."""
 
     waiting = 0
 
-    async def acquire(self) -> bool:  # type: ignore[override]
-        self.waiting += 1
+    async def acquire(self, answers: int = 1) -> bool:  # type: ignore[override]
+        self.waiting += answers
         try:
             return await super().acquire()
         finally:
-            self.waiting -= 1
+            self.waiting -= answers
 
 
 class Slots:
@@ -166,12 +167,15 @@ class Slots:
         return self._room.waiting
 
     @asynccontextmanager
-    async def held(self, is_needed: bool) -> AsyncIterator[None]:
+    async def held(self, is_needed: bool, answers: int = 1) -> AsyncIterator[None]:
         if not is_needed:
             yield
             return
-        async with self._room:
+        await self._room.acquire(answers)
+        try:
             yield
+        finally:
+            self._room.release()
 
 
 class HybridEngine(AsyncLLM):
@@ -184,6 +188,8 @@ class HybridEngine(AsyncLLM):
     """Share of the room for requests that is taken, as the wire counts."""
     helper: Helper | None = None
     """A stronger model, on another server."""
+    pace: Pace | None = None
+    """None where vLLM keeps no statistics."""
     _shadows: Shadows | None = None
 
     async def install(
@@ -227,8 +233,8 @@ class HybridEngine(AsyncLLM):
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
         self.slots = Slots(long_slots or max(1, self.vllm_config.scheduler_config.max_num_seqs // 2))
         self._max_thinking, self.helper = max_thinking_tokens, helper
-        metrics.watch_drift(lambda: router.drift.psi)
-        metrics.watch_queue(lambda: self.room.waiting + self.slots.waiting)
+        metrics.watch_router(router)
+        metrics.watch_held(lambda: self.held)
         if shadow_share:
             self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)
         literal = literal_tokens(tokenizer) if soft_thinking else []
@@ -278,6 +284,16 @@ class HybridEngine(AsyncLLM):
             given = params.thinking_token_budget
             params.thinking_token_budget = min([*caps, *([] if given is None or given < 0 else [given])])
 
+    @property
+    def held(self) -> int:
+        """Answers that wait in front of the engine's queue: for room for latents, or for a long chain."""
+        return self.room.waiting + self.slots.waiting
+
+    @property
+    def waiting(self) -> int:
+        """Those, and what waits in the engine's queue."""
+        return self.held + (self.pace.waiting if self.pace else 0)
+
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Of a pass: a request that was admitted is never refused between its passes. The wire counts requests."""
 
@@ -299,13 +315,20 @@ class HybridEngine(AsyncLLM):
         """One engine request, as plain vLLM runs it."""
         return super().generate(prompt, params, request_id, **options)
 
+    def unseen_tokens(self, request_id: str) -> int:
+        """What an engine request has generated so far, and gives at its end."""
+        processor = self.output_processor
+        found = (processor.request_states.get(internal) for internal in processor.external_req_ids.get(request_id, ()))
+        return sum(state.detokenizer.num_output_tokens() for state in found if state and state.detokenizer)
+
     async def _plain(
         self, prompt: Any, token_ids: list[int], params: SamplingParams, request_id: str, options: dict[str, Any],
         record: Record | None,
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """As plain vLLM answers; only counted."""
         if record is not None:
-            record.arrived(len(token_ids))
+            record.arrived(len(token_ids), params.max_tokens)
+            record.pass_id = request_id
         async with aclosing(self.run(prompt, params, request_id, **options)) as outputs:
             async for output in outputs:
                 if record is not None:
@@ -323,7 +346,7 @@ class HybridEngine(AsyncLLM):
             params.thinking_token_budget = ask.thinking_budget if given is None else min(given, ask.thinking_budget)
         mode, run = modes.registered()[ask.mode], Passes(self, question, record)
         if not record.escalated:
-            record.arrived(len(question.token_ids))
+            record.arrived(len(question.token_ids), run.most_tokens())
         # After an escalation all is decided, and the doubtful answer was streamed.
         outputs = run.answer() if record.escalated else self._only_route(mode, run) if ask.only_route else mode.answer(run)
         try:
@@ -337,7 +360,7 @@ class HybridEngine(AsyncLLM):
 
     async def _only_route(self, mode: modes.ReasoningMode, run: Passes) -> AsyncGenerator[RequestOutput, None]:
         async with run.reading() as verdict:
-            run.decide(finite(mode.decide(run, verdict), verdict))
+            await run.decide(finite(mode.decide(run, verdict), verdict))
         yield run.nothing()
 
     def drop_latents(self, key: str) -> None:

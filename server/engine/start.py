@@ -21,6 +21,7 @@ from reasoning_net.manifest import Manifest
 from router.user_probe import ProbeFile, average, output_names, read_probes
 from server.engine.errors import ConfigurationError
 from server.engine.helper import Helper
+from server.engine.pace import Pace
 from server.engine.seam import HybridEngine
 from server.engine.work import Verdict
 from server.engine.worker.networks import with_networks
@@ -198,12 +199,15 @@ async def start_engine(
         raise ConfigurationError(
             "--effort-budgets and --answer-reserve-tokens need to know where a chain ends. Name the base's --reasoning-parser."
         )
+    pace = None if engine_args.disable_log_stats else Pace()
     engine = HybridEngine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
+        stat_loggers=[pace] if pace else None,
     )
+    engine.pace = pace
     try:
         layout = bundle.manifest.layout if bundle else Layout()
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)

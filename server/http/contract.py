@@ -25,6 +25,10 @@ from server.http.errors import BadRequestError
 from server.observe.record import Ask
 
 MODE_HEADER, SCORE_HEADER = "X-Reasoning-Mode", "X-Reasoning-Score"
+EXPECTED_HEADER = "X-Reasoning-Expected-Tokens"
+"""Of `/v1/route`: what an endpoint picker weighs a request by."""
+SESSION_HEADER = "X-Session-ID"
+"""As vLLM, vllm-router and Ray Serve call it: balancers keep a session on one server by it."""
 CHAT_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/v1/completions"
 ROUTE_PATH, EXPLAIN_PATH = "/v1/route", "/v1/explain"
 AS_CHAT = (ROUTE_PATH, EXPLAIN_PATH)
@@ -39,6 +43,7 @@ _OF_THE_ANSWER = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "
 _NO_QUESTION = (("add_generation_prompt", False), ("continue_final_message", True), ("use_beam_search", True))
 Body = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
+O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,12 @@ def count_answers(body: Body) -> int:
     return answers * n
 
 
+def given_limit(body: Body) -> int | None:
+    """Tokens that the request allows an answer, as far as it says so."""
+    given = (body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
+    return next((limit for limit in given if isinstance(limit, int) and limit > 0), None)
+
+
 def check_id(value: object, name: str) -> str | None:
     """A client's id of its request, which is repeated in answers and logs."""
     if value is None:
@@ -173,6 +184,15 @@ def check_id(value: object, name: str) -> str | None:
     if not isinstance(value, str) or len(value) > _MAX_ID or not (value.isascii() and value.isprintable()):
         raise BadRequestError(f"{name} must be a string of at most {_MAX_ID} printable ASCII characters.", name)
     return value or None
+
+
+def take_session(body: Body, header: str | None) -> str | None:
+    """The session that a request belongs to: the header, which balancers see, or vLLM's field, which is taken out of the body.
+
+    OpenAI's `prompt_cache_key` is none: sessions share it.
+    """
+    of_body = check_id(body.pop("session_id", None), "session_id")
+    return check_id(header, SESSION_HEADER) or of_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +278,12 @@ def take_options(body: Body, mode: str) -> Options:
         return Options()
     if mode != Mode.AUTO:
         raise BadRequestError(f"router is for mode=auto, not {mode}: a named mode is never overruled.", "router")
-    return parse_options(given)
+    return parse_options(given, Options)
 
 
-def parse_options(given: object) -> Options:
+def parse_options(given: object, kind: type[O]) -> O:
     """Raises `BadRequestError` with what is wrong."""
-    options = _validated(Options, given, "router")
+    options = _validated(kind, given, "router")
     try:
         _ = options.target
     except ValidationError as error:
@@ -356,9 +376,14 @@ def _mode(value: object, param: str) -> str:
 
 
 def refuse_unsupported(body: Body, template_kwargs: Collection[str] | None = None) -> None:
-    """Clients can send neither embeddings nor templates, nor what a template does not read: tokenizers take more from there."""
+    """Clients can send neither embeddings nor templates, nor what a template does not read (tokenizers take more from there),
+    nor name a conversation that would have to be remembered."""
     if body.get("prompt_embeds"):
         raise BadRequestError("prompt_embeds is not accepted: only this server writes embeddings.", "prompt_embeds")
+    if body.get("conversation") is not None:
+        raise BadRequestError(
+            f"conversation is not accepted: nothing is kept of one. Send its turns, and {SESSION_HEADER}.", "conversation"
+        )
     if body.get("chat_template") is not None:
         raise BadRequestError("chat_template is not accepted per request. Set it with --chat-template.", "chat_template")
     kwargs = body.get("chat_template_kwargs")

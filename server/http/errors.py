@@ -4,6 +4,7 @@ LatentserveError
 ├── BadRequestError             400  the request contradicts itself, or asks for what is not there
 ├── UnauthorizedError           401  the key is missing or wrong
 ├── ForbiddenError              403  the key may not do that
+├── ConflictError               409  it is decided elsewhere
 ├── SlowClientError             408  the body did not come in time
 ├── TooLargeError               413  the body is larger than the server reads
 ├── UnsupportedError            415  the body is no JSON, or compressed
@@ -67,6 +68,11 @@ class UnauthorizedError(LatentserveError):
 class ForbiddenError(LatentserveError):
     status = 403
     type = "PermissionDeniedError"
+
+
+class ConflictError(LatentserveError):
+    status = 409
+    type = "ConflictError"
 
 
 class SlowClientError(LatentserveError):

@@ -38,7 +38,7 @@ _ROUTE = {
     "properties": {
         "requested": _TEXT, "mode": _TEXT, "score": _MAYBE, "threshold": _MAYBE, "reason": _TEXT,
         "latent_tokens": _COUNT, "escalated": _SWITCH, "scores": _SCORES, "stages": _NUMBERS,
-        "latent_by_n": _NUMBERS, "policy": _TEXT, "discarded_tokens": _COUNT,
+        "latent_by_n": _NUMBERS, "policy": _TEXT, "router_version": _TEXT, "discarded_tokens": _COUNT,
         "thinking_budget": _COUNT, "unanswered": _SWITCH, "exit": {"type": "object"}, "soft": {"type": "object"},
         "helper": {"type": "object"}, "trace": _TRACE, "decodability": _MAYBE,
     },

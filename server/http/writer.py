@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
-from server.http.contract import MODE_HEADER, SCORE_HEADER, Body
+from server.http.contract import EXPECTED_HEADER, MODE_HEADER, SCORE_HEADER, SESSION_HEADER, Body
 from server.http.errors import LatentserveError
 from server.observe.record import Record
 
@@ -31,8 +31,12 @@ def failure_of(status: int) -> str:
 class RouteWriter:
     """Holds the response's start back until the engine has decided, then adds headers and the `route` object."""
 
-    def __init__(self, send: Send, record: Record, path: str, reasoning_content: bool) -> None:
+    def __init__(
+        self, send: Send, record: Record, path: str, reasoning_content: bool, expected: Callable[[Record], float | None]
+    ) -> None:
+        """`expected`: tokens that an answer will have."""
         self._send, self._record, self._path, self._reasoning_content = send, record, path, reasoning_content
+        self._expected = expected
         self._start: Message | None = None
         self._is_stream = False
         self._is_second = False
@@ -58,6 +62,8 @@ class RouteWriter:
                 await self._send({"type": "http.response.body", "body": error.event(self._path)})
             return
         response = error.response(self._path)
+        if self._record.session_id is not None:
+            response.headers[SESSION_HEADER] = self._record.session_id
         await self._send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
         await self._send({"type": "http.response.body", "body": response.body})
 
@@ -111,6 +117,10 @@ class RouteWriter:
             headers[MODE_HEADER] = self._record.mode
         if self._record.score is not None:
             headers[SCORE_HEADER] = f"{self._record.score:.4f}"
+        if self._record.session_id is not None:
+            headers[SESSION_HEADER] = self._record.session_id
+        if self._record.ask.only_route and (tokens := self._expected(self._record)) is not None:
+            headers[EXPECTED_HEADER] = str(round(tokens))
         if content_length is not None:
             headers["content-length"] = str(content_length)
         start, self._start, self._has_begun = self._start, None, True

@@ -7,11 +7,13 @@ import hashlib
 import math
 from collections.abc import Callable
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from router.exits import Ending
 from router.policy import Mode
+from router.router import Router
 from server.observe.record import Record
+from server.observe.router_collector import RouterCollector
 
 # From a tiny model's milliseconds to a minute of explicit thinking.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -37,6 +39,8 @@ class Metrics:
             self._unanswered.labels(mode)
         for reason in FALLBACKS:
             self._fallbacks.labels(reason)
+        for reason in ("refused", "unreachable"):
+            self._file_failures.labels(reason)
         self._failures.labels("unknown", "engine")
 
     def _define_requests(self) -> None:
@@ -118,17 +122,46 @@ class Metrics:
         self._soft_steps = Counter("latentserve_soft_steps", "Tokens of chains that were fed back as mixtures.")
         self._lost_lines = Counter("latentserve_log_lines_lost", "Lines of the decision log that could not be written.")
         self._in_flight = Gauge("latentserve_requests_in_flight", "Answers that were admitted and have not ended.")
+        self._waiting = Gauge(
+            "latentserve_requests_waiting", "Of those, the ones that nothing is written of yet: held, or in the engine's queue."
+        )
+        self._running = Gauge("latentserve_requests_running", "Of those, the ones that do not wait.")
         self._capacity = Gauge("latentserve_requests_capacity", "Answers that are admitted at most: more are refused with 429.")
+        self._outstanding = Gauge(
+            "latentserve_expected_tokens_outstanding",
+            "Tokens that admitted answers, waiting and running, are expected still to generate.",
+        )
+        self._outstanding_seconds = Gauge(
+            "latentserve_expected_seconds_outstanding",
+            "Seconds that the engine needs for them at its present pace; NaN until it has written something.",
+        )
         self._demotions = Counter(
             "latentserve_demotions", "Answers of mode auto that were not thought through in text, by what stood in the way.",
             ["reason"],
         )  # fmt: skip
         self._drift = Gauge(
-            "latentserve_router_drift_psi", "Population stability index of the router's scores; NaN until there are a hundred."
+            "latentserve_router_drift_psi",
+            "Population stability index of this process's last thousand scores; NaN until there are a hundred.",
         )
-        self._waiting = Gauge(
-            "latentserve_requests_waiting",
-            "Requests that wait for room for latents, or for a long chain, before the engine's queue.",
+        self._router = RouterCollector()
+        REGISTRY.register(self._router)
+        self._file = Gauge(
+            "latentserve_router_file_in_force", "Whether the router file could be read and decides; 1 without one, too."
+        )
+        self._file.set(1)
+        self._quota_store = Gauge(
+            "latentserve_quota_store_up", "Whether limits of keys are counted for all replicas; 1 without a store, too."
+        )
+        self._quota_store.set(1)
+        self._quota_failures = Counter("latentserve_quota_store_failures", "Answers of the quota store that did not come.")
+        self._file_failures = Counter(
+            "latentserve_router_file_failures",
+            "Router files that were refused (each once), or unreachable (each try).",
+            ["reason"],
+        )
+        self._held = Gauge(
+            "latentserve_requests_held",
+            "Answers that wait for room for latents, or for a long chain, before the engine's queue.",
         )
         self._shadows = Counter(
             "latentserve_shadows", "Answers of auto compared with another mode's, by both modes and outcome.",
@@ -146,21 +179,40 @@ class Metrics:
     def demoted(self, reason: str) -> None:
         self._demotions.labels(reason).inc()
 
-    def watch_drift(self, psi: Callable[[], float | None]) -> None:
-        """`psi` is asked at each scrape."""
+    def watch_router(self, router: Router) -> None:
+        """It is asked at each scrape."""
 
-        def current() -> float:
-            value = psi()
-            return math.nan if value is None else value
+        def psi() -> float:
+            return math.nan if (value := router.drift.psi) is None else value
 
-        self._drift.set_function(current)
+        self._drift.set_function(psi)
+        self._router.router = router
 
-    def watch_admission(self, in_flight: Callable[[], float], capacity: int) -> None:
+    def quota_store_failed(self) -> None:
+        self._quota_failures.inc()
+
+    def watch_quota_store(self, is_shared: Callable[[], bool]) -> None:
+        self._quota_store.set_function(lambda: float(is_shared()))
+
+    def router_file_failed(self, reason: str) -> None:
+        self._file_failures.labels(reason).inc()
+
+    def watch_router_file(self, is_in_force: Callable[[], bool]) -> None:
+        self._file.set_function(lambda: float(is_in_force()))
+
+    def watch_admission(self, in_flight: Callable[[], int], waiting: Callable[[], int], capacity: int) -> None:
+        """`waiting`: as the engine last reported it. What has ended since waits no more; what else the engine does is none."""
         self._in_flight.set_function(in_flight)
+        self._waiting.set_function(lambda: min(in_flight(), waiting()))
+        self._running.set_function(lambda: max(0, in_flight() - waiting()))
         self._capacity.set(capacity)
 
-    def watch_queue(self, waiting: Callable[[], float]) -> None:
-        self._waiting.set_function(waiting)
+    def watch_workload(self, tokens: Callable[[], float], seconds: Callable[[], float]) -> None:
+        self._outstanding.set_function(tokens)
+        self._outstanding_seconds.set_function(seconds)
+
+    def watch_held(self, held: Callable[[], float]) -> None:
+        self._held.set_function(held)
 
     def shadowed(self, mode: Mode, shadow: Mode, outcome: str, regret: float = 0.0) -> None:
         self._shadows.labels(mode, shadow, outcome).inc()

@@ -72,8 +72,16 @@ class Record:
     ask: Ask
     request_id: str = ""
     """The response's; before there is one the client's X-Request-Id, or one in its place. A label: the engine has its own."""
+    session_id: str | None = None
+    """A label, too, that the requests of one conversation share."""
     trace_id: str | None = None
     """None without tracing."""
+    answers: int = 1
+    """That the request is for."""
+    most_tokens: int | None = None
+    """That one of them may have; None where the request does not say, until the engine has it."""
+    pass_id: str | None = None
+    """Of the engine request that writes now: what it has written may come as a whole, and so not be counted yet."""
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     """Of the prompt: found in the prefix cache before anything of this request was there."""
@@ -83,6 +91,8 @@ class Record:
     """What reading found out; None where nothing was read."""
     policy: Policy | None = None
     """Of mode auto."""
+    router_version: str | None = None
+    """Of what was in force when it decided."""
     decision: Decision | None = None
     """None until the engine has decided; another one after an escalation."""
     latent_tokens: int = 0
@@ -158,9 +168,10 @@ class Record:
         assert self.ended is not None, "asked of requests that have ended"
         return self.ended - self.started
 
-    def arrived(self, prompt_tokens: int) -> None:
+    def arrived(self, prompt_tokens: int, most_tokens: int | None) -> None:
         """The engine has the request."""
         self.stages["gateway"], self.prompt_tokens = time.perf_counter() - self.started, prompt_tokens
+        self.most_tokens = most_tokens
 
     def decided(self, decision: Decision, latent_tokens: int = 0) -> None:
         self.decision, self.latent_tokens = decision, latent_tokens
@@ -176,6 +187,7 @@ class Record:
     def escalate(self, decision: Decision, latent_tokens: int = 0) -> None:
         """What was generated so far is void; another answer follows."""
         self.escalated, self.discarded_tokens, self.generated_tokens = True, self.generated_tokens, 0
+        self.pass_id = None
         self.stages["discarded"], self.stages["answer"] = self.stages["answer"], 0.0
         self.explanation = None
         self.decided(decision, latent_tokens)
@@ -247,7 +259,8 @@ class Record:
         if self.soft is not None:
             shown["soft"] = self.soft
         if self.policy is not None:
-            shown |= {"policy": self.policy.name, "discarded_tokens": self.discarded_tokens}
+            shown |= {"policy": self.policy.name, "router_version": self.router_version}
+            shown |= {"discarded_tokens": self.discarded_tokens}
         if self.mode and self.mode.thinks_in_text:
             if decision and decision.thinking_budget is not None:
                 shown["thinking_budget"] = decision.thinking_budget
@@ -263,6 +276,7 @@ class Record:
         shown.pop("trace", None)  # numbers of the question, and of the answer
         return {
             "request_id": self.request_id,
+            **({"session_id": self.session_id} if self.session_id else {}),
             **({"trace_id": self.trace_id} if self.trace_id else {}),
             **shown,
             "confidence": self.confidence,

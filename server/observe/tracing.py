@@ -1,7 +1,8 @@
 """A request's OpenTelemetry spans: one for all of it, and within it one a stage and vLLM's own for each of its passes.
 
 The exporter is the one that vLLM sets up in this process for `--otlp-traces-endpoint` (and OTEL_EXPORTER_OTLP_TRACES_PROTOCOL).
-Names follow vLLM's where it has one. No span holds text of a question or an answer.
+Names are OpenTelemetry's for generative AI; vLLM's own for the id that its spans share with ours. No span holds text of a
+question or an answer.
 """
 
 import time
@@ -54,15 +55,16 @@ class Trace:
             self._tracer.start_span("helper", self._context, start_time=self._ns(start)).end(self._ns(end))
         known: dict[str, Any] = {
             "gen_ai.request.id": record.request_id,
-            "gen_ai.usage.prompt_tokens": record.prompt_tokens,
-            "gen_ai.usage.completion_tokens": record.generated_tokens,
+            "gen_ai.conversation.id": record.session_id,
+            "gen_ai.usage.input_tokens": record.prompt_tokens,
+            "gen_ai.usage.output_tokens": record.generated_tokens,
+            "gen_ai.usage.reasoning.output_tokens": record.thinking_tokens,
             "latentserve.requested_mode": record.ask.mode,
             "latentserve.mode": record.mode,
             "latentserve.reason": record.decision.reason if record.decision else None,
             "latentserve.policy": record.policy.name if record.policy else None,
             "latentserve.score": record.score,
             "latentserve.latent_tokens": record.latent_tokens,
-            "latentserve.thinking_tokens": record.thinking_tokens,
             "latentserve.discarded_tokens": record.discarded_tokens,
             "latentserve.escalated": record.escalated,
         }

@@ -17,7 +17,7 @@ def test_the_dashboards_are_those_of_the_script(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(DEPLOY / "grafana" / "generate.py"), str(tmp_path)], check=True)
     for path in sorted(tmp_path.iterdir()):
         assert (DASHBOARDS / path.name).read_text() == path.read_text(), f"{path.name} is stale: run deploy/grafana/generate.py"
-    assert {path.stem for path in tmp_path.iterdir()} == {"overview", "modes", "router", "engine"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"overview", "modes", "router", "engine", "replicas"}
 
 
 @needs_prometheus
@@ -25,3 +25,14 @@ def test_configuration_and_rules_are_valid() -> None:
     for kind, path in (("config", DEPLOY / "prometheus" / "prometheus.yml"), ("rules", RULES)):
         checked = subprocess.run(["promtool", "check", kind, str(path)], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@needs_prometheus
+def test_alerts_of_several_replicas() -> None:
+    tested = subprocess.run(
+        ["promtool", "test", "rules", str(Path(__file__).with_name("alerts_test.yml"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr

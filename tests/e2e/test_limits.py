@@ -130,6 +130,42 @@ async def test_under_load_auto_does_without_a_chain_and_long_chains_share_places
     await until(small, "vllm:num_requests_running", lambda value: value == 0)
 
 
+async def loads(url: str) -> tuple[float, float, float]:
+    """(running, waiting, in flight), of one look."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"{url}/metrics")).text
+    found = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples if not s.labels}
+    running, waiting, in_flight = (found[f"latentserve_requests_{name}"] for name in ("running", "waiting", "in_flight"))
+    return running, waiting, in_flight
+
+
+async def test_waiting_includes_who_waits_before_the_engine(small: str, ask: Any, asked: list[Question]) -> None:
+    """What an endpoint picker reads; of these vLLM's own gauge knows two that run, and none that waits."""
+    running = [asyncio.ensure_future(ask(asked[i], **LONG | {"max_tokens": 1500})) for i in range(4)]
+    await until(small, "latentserve_requests_waiting", lambda value: value == 4 - CAPACITY // 2)
+    assert await loads(small) == (CAPACITY // 2, 4 - CAPACITY // 2, 4)
+    assert await gauge(small, "vllm:num_requests_waiting") == 0
+    assert await gauge(small, "latentserve_requests_held") == 4 - CAPACITY // 2
+    for task in running:
+        task.cancel()
+    await until(small, "latentserve_requests_in_flight", lambda value: value == 0)
+    assert await loads(small) == (0, 0, 0)
+    await until(small, "vllm:kv_cache_usage_perc", lambda value: value == 0)
+
+
+async def test_a_latent_answer_counts_once_though_it_is_two_engine_requests(
+    small: str, ask: Any, asked: list[Question]
+) -> None:
+    finished = await gauge(small, "vllm:request_success_total")
+    burst = [asyncio.ensure_future(ask(asked[i], mode="latent", logprobs=True)) for i in range(CAPACITY + QUEUE)]
+    seen = []
+    while not all(one.done() for one in burst):
+        seen.append(await loads(small))
+    assert {response.status_code for response in await asyncio.gather(*burst)} == {200}
+    assert all(r + w <= CAPACITY + QUEUE + 1 for r, w, _ in seen), "a look is not at one instant"
+    assert await gauge(small, "vllm:request_success_total") - finished == 2 * (CAPACITY + QUEUE)
+
+
 @pytest.mark.parametrize(
     ("path", "field"),
     [(CHAT, "messages"), ("/v1/responses", "input"), ("/v1/completions", "prompt")],

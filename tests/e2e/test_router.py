@@ -41,6 +41,20 @@ def test_route_decides_as_auto_does_and_generates_nothing(server: str, client: o
     assert named["route"]["scores"] == content["route"]["scores"]
 
 
+def test_route_tells_endpoint_pickers_what_an_answer_will_weigh(server: str, asked: list[Question]) -> None:
+    def weight(**fields: Any) -> int:
+        body = {"model": "demo", "messages": [{"role": "user", "content": asked[0].question}], "temperature": 0} | fields
+        return int(httpx.post(f"{server}/v1/route", json=body, timeout=60).headers["X-Reasoning-Expected-Tokens"])
+
+    chain, latent = weight(mode="explicit"), weight(mode="latent")
+    written = chat(server, asked[0], mode="explicit").json()["usage"]["completion_tokens"]
+    assert chain == pytest.approx(written, rel=0.5)
+    assert 0 < latent < 30 < chain
+    assert weight(mode="explicit", n=3, temperature=1) == pytest.approx(3 * chain, abs=3)
+    assert weight(mode="explicit", max_tokens=20) == 20
+    assert "X-Reasoning-Expected-Tokens" not in chat(server, asked[0], mode="direct").headers
+
+
 def test_route_refuses_what_chat_refuses(server: str) -> None:
     response = httpx.post(f"{server}/v1/route", json={"model": "demo", "mode": "often", "messages": []})
     assert response.status_code == 400

@@ -47,7 +47,7 @@ class Observed:
         """A request from a client that traces, too."""
         trace, parent = secrets.token_hex(16), secrets.token_hex(8)
         body = {"model": "demo", "temperature": 0, "messages": [{"role": "user", "content": asked.question}], **options}
-        headers = {"traceparent": f"00-{trace}-{parent}-01", "tracestate": "vendor=1"}
+        headers = {"traceparent": f"00-{trace}-{parent}-01", "tracestate": "vendor=1", "X-Session-ID": f"session-{trace}"}
         response = httpx.post(f"{self.url}/v1/{path}", json=body, headers=headers, timeout=60)
         (root,) = until(lambda: self._spans(trace, bytes.fromhex(parent)))
         return Asked(response, trace, root, self._spans(trace, root.span_id))
@@ -123,8 +123,11 @@ def test_stages_and_vllms_spans_are_within_the_requests(observed: Observed, aske
         assert 0 < parts["latentserve.probe_seconds"] < parts["latentserve.network_seconds"] < seconds(one.stages["read"])
     assert known["latentserve.requested_mode"] == known["latentserve.mode"] == mode
     assert known["gen_ai.request.id"] == answer["id"]
-    assert known["gen_ai.usage.prompt_tokens"] == answer["usage"]["prompt_tokens"]
-    assert known["gen_ai.usage.completion_tokens"] == answer["usage"]["completion_tokens"]
+    assert known["gen_ai.conversation.id"] == f"session-{one.trace}"
+    usage = answer["usage"]
+    assert known["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
+    assert known["gen_ai.usage.output_tokens"] == usage["completion_tokens"]
+    assert (known["gen_ai.usage.reasoning.output_tokens"] > 0) == (mode == "explicit")
     assert known["latentserve.latent_tokens"] == (NUM_LATENTS if read else 0)
     assert known["http.response.status_code"] == 200
 
@@ -177,6 +180,7 @@ def test_loggers_write_objects_and_each_routed_request_has_one(observed: Observe
     line, failed = lines[answered.trace], lines[refused.trace]
     assert (line["request_id"], line["requested"], line["mode"]) == (answer["id"], "latent", "latent")
     assert (line["status"], line["failure"], line["reason"]) == (200, None, "requested")
+    assert (line["session_id"], failed["session_id"]) == (f"session-{answered.trace}", f"session-{refused.trace}")
     assert line["generated_tokens"] == answer["usage"]["completion_tokens"]
     stages = dict(line["stages"])
     assert 0 < stages.pop("probe") < stages.pop("network") < stages["read"]

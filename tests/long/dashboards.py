@@ -179,7 +179,7 @@ def test_what_goes_wrong_shows_on_the_overview_and_fires_an_alert(
         assert until(60, lambda: "Fallbacks" in firing(url))
         flooding = pool.submit(flood, pool, target, asked[0], 60)
         assert until(15, lambda: max(overview(url, "Saturation", "waiting"), default=0) > 0)
-        assert until(15, lambda: max(overview(url, "Saturation", "waiting for latents"), default=0) > 0)
+        assert until(15, lambda: max(overview(url, "Saturation", "held"), default=0) > 0)
         assert until(60, lambda: "QueueGrows" in firing(url))
         for process in psutil.process_iter(["cmdline"]):
             if str(broken_bundle) in (process.info["cmdline"] or ()):

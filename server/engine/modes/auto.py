@@ -24,7 +24,7 @@ class Auto(ReasoningMode):
     def decide(self, run: Passes, verdict: Verdict) -> Decision:
         # An operator may switch the policy before the answer is checked.
         router, limits = run.engine.hybrid.router, run.limits
-        run.record.policy = router.policy_for(run.ask.options)
+        run.record.policy, run.record.router_version = router.policy_for(run.ask.options), router.version
         known = verdict.scores.correct(limits.cheap)
         if known is not None and math.isfinite(known):
             router.drift.add(known)
@@ -37,7 +37,7 @@ class Auto(ReasoningMode):
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
         async with run.reading(begins=True) as verdict:
             decision = finite(self.decide(run, verdict), verdict)
-            run.decide(decision)
+            await run.decide(decision)
             async with aclosing(self._checked(run) if decision.check else run.answer()) as outputs:
                 async for output in outputs:
                     yield output
@@ -63,7 +63,7 @@ class Auto(ReasoningMode):
                 if unchecked > 0 and choice.logprobs:
                     record.confidence = min(record.confidence, least_certain(choice.logprobs[:unchecked]))
                     decision = policy.check(record.scores, record.confidence, limits)
-                    if decision.mode.thinks_in_text and (reason := run.may_not_think()):
+                    if decision.mode.thinks_in_text and (reason := await run.may_not_think()):
                         decision, unchecked = run.demoted(decision, reason.reason), 0
                     if decision.mode.thinks_in_text:
                         run.escalate(decision)
@@ -73,7 +73,7 @@ class Auto(ReasoningMode):
                     choice.logprobs = None
                 held.append(output)
                 if output.finished or (is_stream and (unchecked <= 0 or run.ask.options.early)):
-                    run.decide(decision)
+                    await run.decide(decision)
                     for kept in held if is_stream else [whole(held)]:
                         run.has_given = True
                         yield kept

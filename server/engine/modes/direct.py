@@ -1,6 +1,7 @@
 """No thinking: the model is told that it is over."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from vllm.outputs import RequestOutput
 
@@ -12,6 +13,8 @@ from server.engine.passes import Passes
 class Direct(ReasoningMode):
     name, arm = "direct", Mode.DIRECT
 
-    def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
-        run.decide(requested(self.arm, Scores()))
-        return run.answer()
+    async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
+        await run.decide(requested(self.arm, Scores()))
+        async with aclosing(run.answer()) as outputs:
+            async for output in outputs:
+                yield output

@@ -17,7 +17,7 @@ class Explicit(ReasoningMode):
         if run.must_predict or run.predicts_exits:
             async with run.reading():
                 pass  # the latents that a network computes beside are dropped
-        run.decide(run.predicted(requested(self.arm, Scores())))
+        await run.decide(run.predicted(requested(self.arm, Scores())))
         async with aclosing(run.answer()) as outputs:
             async for output in outputs:
                 yield output

@@ -17,7 +17,7 @@ class Latent(ReasoningMode):
 
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
         async with run.reading(begins=self.arm is Mode.LATENT) as verdict:
-            run.decide(finite(self.decide(run, verdict), verdict))
+            await run.decide(finite(self.decide(run, verdict), verdict))
             async with aclosing(run.answer()) as outputs:
                 async for output in outputs:
                     yield output

@@ -24,7 +24,7 @@ class Majority(ReasoningMode):
 
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
         async with run.reading() as verdict:
-            run.decide(finite(self.decide(run, verdict), verdict))
+            await run.decide(finite(self.decide(run, verdict), verdict))
             if run.record.mode is Mode.LATENT and (agreed := await self._agreed(run)):
                 yield agreed
                 return

@@ -11,10 +11,12 @@ from server.http.contract import (
     check_id,
     count_answers,
     encode,
+    given_limit,
     parse,
     read_ask,
     refuse_unsupported,
     take_seconds,
+    take_session,
     take_wish,
 )
 from server.http.errors import BadRequestError
@@ -241,6 +243,23 @@ def test_ids() -> None:
     assert (check_id(None, "x"), check_id("", "x"), check_id("abc 1", "x")) == (None, None, "abc 1")
 
 
+def test_a_session_is_the_headers_or_the_bodys() -> None:
+    body = {"session_id": "inner", "prompt_cache_key": "shared", "x": 1}
+    assert take_session(body, None) == "inner"
+    assert body == {"prompt_cache_key": "shared", "x": 1}
+    assert take_session({"session_id": "inner"}, "outer") == "outer"
+    assert take_session({"prompt_cache_key": "shared"}, "") is None
+    for header, given, param in (("a" * 129, None, "X-Session-ID"), ("été", None, "X-Session-ID"), ("a", 3, "session_id")):
+        with pytest.raises(BadRequestError) as refused:
+            take_session({"session_id": given}, header)
+        assert refused.value.param == param
+
+
+def test_a_conversation_that_would_have_to_be_kept_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="X-Session-ID"):
+        read_ask("/v1/responses", {"input": "x", "conversation": "conv_1"}, None, Terms())
+
+
 @pytest.mark.parametrize(
     ("body", "answers"),
     [
@@ -254,6 +273,13 @@ def test_ids() -> None:
 )
 def test_a_request_counts_as_many_as_its_answers(body: dict[str, Any], answers: int) -> None:
     assert count_answers(body) == answers
+
+
+def test_the_limit_of_an_answer_by_its_names() -> None:
+    assert given_limit({"max_tokens": 5, "max_completion_tokens": 7}) == 7
+    assert given_limit({"max_output_tokens": 9}) == 9
+    assert given_limit({"max_tokens": "many"}) is None
+    assert given_limit({}) is None
 
 
 def test_a_deadline_is_capped_by_the_servers() -> None:

@@ -11,76 +11,76 @@ def key(**limits: object) -> Key:
     return Key(name="alice", sha256="0" * 64, **limits)
 
 
-def test_requests_of_a_minute() -> None:
+async def test_requests_of_a_minute() -> None:
     quotas, alice = Quotas(), key(requests_per_minute=2)
-    quotas.enter(alice)
-    quotas.enter(alice)
+    await quotas.enter(alice)
+    await quotas.enter(alice)
     with pytest.raises(OverloadedError, match="2 requests a minute") as error:
-        quotas.enter(alice)
+        await quotas.enter(alice)
     assert 1 <= error.value.retry_after <= 60
     assert error.value.reason == "requests_per_minute"
-    quotas.enter(key(requests_per_minute=2).model_copy(update={"name": "bob"}))
+    await quotas.enter(key(requests_per_minute=2).model_copy(update={"name": "bob"}))
 
 
-def test_tokens_of_a_minute_are_paid_afterwards() -> None:
+async def test_tokens_of_a_minute_are_paid_afterwards() -> None:
     quotas, alice = Quotas(), key(tokens_per_minute=100)
-    quotas.enter(alice).settle(prompt_tokens=60, thinking_tokens=0, generated_tokens=50)
+    await (await quotas.enter(alice)).settle(prompt_tokens=60, thinking_tokens=0, generated_tokens=50)
     with pytest.raises(OverloadedError, match="100 tokens a minute"):
-        quotas.enter(alice)
+        await quotas.enter(alice)
 
 
-def test_thinking_tokens_are_reserved_by_prediction_and_settled() -> None:
+async def test_thinking_tokens_are_reserved_by_prediction_and_settled() -> None:
     quotas, alice = Quotas(), key(thinking_tokens_per_minute=300)
-    first, second = quotas.enter(alice), quotas.enter(alice)
-    assert first.reserve(200) is None
-    assert second.reserve(200).reason == "thinking_tokens_per_minute"
-    first.settle(10, thinking_tokens=40, generated_tokens=50)
-    assert second.reserve(200) is None, "what was not used is free again"
-    second.settle(10, thinking_tokens=290, generated_tokens=300)
-    assert quotas.enter(alice).reserve(1) is not None, "what was used beyond the prediction counts"
+    first, second = await quotas.enter(alice), await quotas.enter(alice)
+    assert await first.reserve(200) is None
+    assert (await second.reserve(200)).reason == "thinking_tokens_per_minute"
+    await first.settle(10, thinking_tokens=40, generated_tokens=50)
+    assert await second.reserve(200) is None, "what was not used is free again"
+    await second.settle(10, thinking_tokens=290, generated_tokens=300)
+    assert await (await quotas.enter(alice)).reserve(1) is not None, "what was used beyond the prediction counts"
 
 
-def test_a_chain_longer_than_the_limit_waits_for_all_of_it() -> None:
+async def test_a_chain_longer_than_the_limit_waits_for_all_of_it() -> None:
     quotas, alice = Quotas(), key(thinking_tokens_per_minute=300)
-    assert quotas.enter(alice).reserve(10_000) is None
-    assert quotas.enter(alice).reserve(1) is not None
+    assert await (await quotas.enter(alice)).reserve(10_000) is None
+    assert await (await quotas.enter(alice)).reserve(1) is not None
 
 
-def test_a_reservation_of_a_minute_that_is_over_is_no_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reservation_of_a_minute_that_is_over_is_no_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     quotas, alice, now = Quotas(), key(thinking_tokens_per_minute=300), time.time()
-    first = quotas.enter(alice)
-    assert first.reserve(300) is None
+    first = await quotas.enter(alice)
+    assert await first.reserve(300) is None
     monkeypatch.setattr(time, "time", lambda: now + 61)
-    assert quotas.enter(alice).reserve(200) is None
-    first.settle(10, thinking_tokens=0, generated_tokens=0)
-    assert quotas.enter(alice).reserve(200) is not None
+    assert await (await quotas.enter(alice)).reserve(200) is None
+    await first.settle(10, thinking_tokens=0, generated_tokens=0)
+    assert await (await quotas.enter(alice)).reserve(200) is not None
 
 
-def test_so_many_chains_at_once() -> None:
+async def test_so_many_chains_at_once() -> None:
     quotas, alice = Quotas(), key(concurrent_explicit=1)
-    first = quotas.enter(alice)
-    assert first.reserve(10) is None
-    assert quotas.enter(alice).reserve(10).reason == "concurrent_explicit"
-    first.settle(1, 1, 1)
-    assert quotas.enter(alice).reserve(10) is None
+    first = await quotas.enter(alice)
+    assert await first.reserve(10) is None
+    assert (await (await quotas.enter(alice)).reserve(10)).reason == "concurrent_explicit"
+    await first.settle(1, 1, 1)
+    assert await (await quotas.enter(alice)).reserve(10) is None
 
 
-def test_who_makes_the_server_write_much_for_little_thinks_no_more() -> None:
+async def test_who_makes_the_server_write_much_for_little_thinks_no_more() -> None:
     quotas, alice = Quotas(), key(max_amplification=50)
-    quotas.enter(alice).settle(10, 900, 1000)
-    assert quotas.enter(alice).reserve(10) is None, "a single long answer is no attack"
-    quotas.enter(alice).settle(10, 2900, 3000)
-    assert quotas.enter(alice).reserve(10).reason == "max_amplification"
+    await (await quotas.enter(alice)).settle(10, 900, 1000)
+    assert await (await quotas.enter(alice)).reserve(10) is None, "a single long answer is no attack"
+    await (await quotas.enter(alice)).settle(10, 2900, 3000)
+    assert (await (await quotas.enter(alice)).reserve(10)).reason == "max_amplification"
 
 
-def test_a_place_is_claimed_before_anything_is_read_and_given_back() -> None:
+async def test_a_place_is_claimed_before_anything_is_read_and_given_back() -> None:
     quotas, alice = Quotas(), key(concurrent_explicit=1, thinking_tokens_per_minute=300)
-    first, second = quotas.enter(alice), quotas.enter(alice)
-    assert first.claim() is None
-    assert second.claim().reason == "concurrent_explicit"
-    second.settle(0, 0, 0)
-    assert first.reserve(300) is None
-    first.settle(10, thinking_tokens=300, generated_tokens=310)
-    assert second.claim().reason == "thinking_tokens_per_minute", "nothing is left of the minute"
-    third = quotas.enter(key(concurrent_explicit=1))
-    assert third.claim() is None, "a claim that was refused holds no place"
+    first, second = await quotas.enter(alice), await quotas.enter(alice)
+    assert await first.claim() is None
+    assert (await second.claim()).reason == "concurrent_explicit"
+    await second.settle(0, 0, 0)
+    assert await first.reserve(300) is None
+    await first.settle(10, thinking_tokens=300, generated_tokens=310)
+    assert (await second.claim()).reason == "thinking_tokens_per_minute", "nothing is left of the minute"
+    third = await quotas.enter(key(concurrent_explicit=1))
+    assert await third.claim() is None, "a claim that was refused holds no place"

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.openmetrics import exposition, parser
 
+from reasoning_net.bundle import Bundle
 from router.policy import Decision, Mode, Scores
+from router.router import Options, Router
 from server.observe.metrics import Metrics
 from server.observe.record import Ask, Record
 
@@ -37,11 +41,19 @@ def test_what_auto_saved_is_what_a_chain_was_expected_to_cost(metrics: Metrics) 
     assert total("latentserve_thinking_tokens_saved_total") - before == pytest.approx(194)
 
 
-def test_drift_is_nan_until_it_is_known(metrics: Metrics) -> None:
-    metrics.watch_drift(lambda: None)
-    assert total("latentserve_router_drift_psi") != total("latentserve_router_drift_psi")
-    metrics.watch_drift(lambda: 0.5)
-    assert total("latentserve_router_drift_psi") == 0.5
+def test_a_routers_scores_can_be_added_up_over_replicas_and_its_version_compared(metrics: Metrics, bundle: Bundle) -> None:
+    router = Router(bundle.manifest.calibration)
+    metrics.watch_router(router)
+    assert math.isnan(total("latentserve_router_drift_psi"))
+    edges = bundle.manifest.calibration.score_edges
+    for score in [edges[0] - 1e-6] * 90 + [1.0] * 20:
+        router.drift.add(score)
+    assert total("latentserve_router_part_scores_total", part="0") == 90
+    assert total("latentserve_router_part_scores_total", part=str(len(edges))) == 20
+    assert total("latentserve_router_part_share") == pytest.approx(1)
+    assert total("latentserve_router_drift_psi") > 0.25
+    router.switch(Options(policy="diffadapt"), "v2")
+    assert total("latentserve_router_info", policy="diffadapt", version="v2") == total("latentserve_router_info") == 1
 
 
 def test_an_exemplar_names_the_request_however_long_its_id_is(metrics: Metrics) -> None:
