@@ -136,6 +136,12 @@ async def home(client: httpx.AsyncClient, session: str) -> float:
     return (await series(client, session))["process_start_time_seconds"]
 
 
+async def answered(client: httpx.AsyncClient, session: str) -> float:
+    """Requests, by the session's replica."""
+    values = await series(client, session)
+    return sum(value for name, value in values.items() if name.startswith("latentserve_requests_total{"))
+
+
 @dataclass
 class Asked:
     """Requests of sessions, and what came of them."""
@@ -217,6 +223,15 @@ async def test_replicas_come_and_go_with_the_work(service: Service, client: http
         await asyncio.gather(*(Asked(client).ask(session, 0, mode="direct", max_tokens=8) for session in SESSIONS[:8]))
         assert {session: await home(client, session) for session in SESSIONS} == homes
 
+    # One session fills its replica: what that cannot take, the other one does.
+    burst = Asked(client)
+    for number in range(RUN + WAIT + 8):
+        burst.ask(SESSIONS[0], number, **LONG | {"max_tokens": 100})
+    away = next(session for session in SESSIONS if homes[session] != homes[SESSIONS[0]])
+    before = await answered(client, away)
+    assert set(await burst.codes()) == {200}
+    assert await answered(client, away) > before
+
     # Little work: one replica goes, and with it nothing that it has let in.
     asked, enough = Asked(client), asyncio.Event()
     each = [next(session for session in SESSIONS if homes[session] == one) for one in set(homes.values())]
@@ -241,7 +256,7 @@ async def test_the_loss_of_a_node_is_survived(service: Service, client: httpx.As
     await asyncio.sleep(1)
     service.cluster.remove_node(service.node, allow_graceful=False)
     lost = time.monotonic()
-    left = await home(client, next(session for session in SESSIONS if await stays(client, session, homes)))
+    left = await survivor(client, homes)
     kept = [session for session in asked.tasks if homes[session] == left]
     assert set(await asked.codes(*kept)) == {200}, "what the other replica let in"
     of_lost = await asked.codes(*(set(asked.tasks) - set(kept)))
@@ -257,7 +272,11 @@ async def test_the_loss_of_a_node_is_survived(service: Service, client: httpx.As
     print({"of_the_lost_replica": dict(of_lost), "all_served_after_seconds": round(served_seconds, 1)})
 
 
-async def stays(client: httpx.AsyncClient, session: str, homes: dict[str, float]) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return await home(client, session) == homes[session]
-    return False
+async def survivor(client: httpx.AsyncClient, homes: dict[str, float]) -> float:
+    """The replica whose sessions are still at it."""
+    async with asyncio.timeout(60):
+        while True:
+            for session in SESSIONS:
+                with contextlib.suppress(httpx.HTTPError):
+                    if await home(client, session) == homes[session]:
+                        return homes[session]
