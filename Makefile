@@ -66,12 +66,12 @@ cluster: $(STAMP)
 # Two servers behind a real Envoy, and behind vllm-router: sessions, modes, one that is full, one that drains, one that is killed.
 balancers: $(STAMP)
 	$(ROUTERS)
-	$(BIN)/pytest -o addopts= --timeout 600 -s -q tests/long/balancers.py
+	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/balancers.py
 
 # A Ray cluster of two nodes on this machine: replicas come and go with the expected work, a node is lost.
 ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
-	$(BIN)/pytest -o addopts= --timeout 900 -s -q tests/long/ray_serve.py
+	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/ray_serve.py
 
 # 300 prompts that are made to be thought about for ever, and a client beside them.
 attack: $(STAMP)

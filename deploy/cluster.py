@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import httpx
 import yaml
@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 
 DEPLOY = Path(__file__).parent
 LOCAL = "127.0.0.1"
-START_SECONDS = 300
+START_SECONDS = 600
 _PR_SET_PDEATHSIG = 1
 
 Kind = Literal["vllm-router", "envoy"]
@@ -113,7 +113,7 @@ def router_command(
     return ["envoy", "-c", str(file), "--use-dynamic-base-id", "-l", "warning"]
 
 
-def _at(server: str, endpoint: dict) -> dict:
+def _at(server: str, endpoint: dict[str, Any]) -> dict[str, Any]:
     host, _, port = server.rpartition(":")
     endpoint["endpoint"]["address"]["socket_address"] = {"address": host, "port_value": int(port)}
     return endpoint
@@ -170,8 +170,8 @@ async def running(cluster: Cluster, flags: Sequence[str]) -> AsyncIterator[list[
     replicas, router = [], []
     try:
         for port in cluster.replica_ports:
-            command = (sys.executable, "-m", "server.cli", "serve", "--host", LOCAL, "--port", str(port), *flags)
-            replicas.append(await Part.start(f"replica-{port}", cluster.logs, *command, **share))
+            server = (sys.executable, "-m", "server.cli", "serve", "--host", LOCAL, "--port", str(port), *flags)
+            replicas.append(await Part.start(f"replica-{port}", cluster.logs, *server, **share))
         servers = [f"{LOCAL}:{port}" for port in cluster.replica_ports]
         command = router_command(cluster.router, cluster.port, servers, cluster.logs, cluster.metrics_port, cluster.host)
         router.append(await Part.start(cluster.router, cluster.logs, *command, PATH=_path()))

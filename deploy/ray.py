@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 SECONDS_OUTSTANDING = "latentserve_expected_seconds_outstanding"
 
@@ -42,7 +41,8 @@ class Replica:
 
         settings, bundle = prepare(Settings(**options.settings), options.vllm_flags)
         # What reads the environment as it is imported.
-        from server.app import metrics_registry, start_service
+        from server.app import start_service
+        from server.engine.front import metrics_registry
         from server.engine.start import parse_vllm_args
         from server.engine.worker.lifetime import sockets_directory
 
@@ -96,5 +96,6 @@ class ExpectedWork:
         return seconds / self._target_seconds, {}
 
 
-def app(options: Options) -> DeploymentHandle:
+def app(options: Options) -> serve.Application:
+    """What `import_path` names."""
     return Replica.bind(options)

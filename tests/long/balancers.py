@@ -72,7 +72,7 @@ class Replica:
         return Counter(line["request_id"].rpartition("-")[2] for line in lines if line["failure"] is None)
 
 
-async def until(holds: Callable[[], Any], seconds: float = 240) -> None:
+async def until(holds: Callable[[], Any], seconds: float = 600) -> None:
     async with asyncio.timeout(seconds):
         while True:
             with contextlib.suppress(httpx.TransportError):

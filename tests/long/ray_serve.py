@@ -37,7 +37,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 RUN, WAIT = 4, 28
 SESSIONS = [f"session-{number}" for number in range(24)]
 LONGER = LONG | {"max_tokens": 900}
-START_SECONDS = 300
+START_SECONDS = 600
 TARGET_SECONDS = 3
 
 
