@@ -66,7 +66,7 @@ cluster: $(STAMP)
 # Two servers behind a real Envoy, and behind vllm-router: sessions, modes, one that is full, one that drains, one that is killed.
 balancers: $(STAMP)
 	$(ROUTERS)
-	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/balancers.py
+	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/balancers.py tests/long/cluster.py
 
 # A Ray cluster of two nodes on this machine: replicas come and go with the expected work, a node is lost.
 ray: $(STAMP)

@@ -9,9 +9,7 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from deploy.cluster import Kind, router_command
@@ -271,48 +268,3 @@ async def test_nothing_is_lost_or_answered_twice(tmp_path: Path, kind: Kind, of_
         shares = {name: len(sessions) for name, sessions in of.items()}
         print({"router": kind, "sessions": shares, "burst": dict(burst.codes()), "drain": dict(drained.codes() + later.codes()),
                "kill": dict(killed.codes())})  # fmt: skip
-
-
-def one_command(kind: Kind, port: int, logs: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "deploy.cluster", "--router", kind, "--port", str(port), "--logs", str(logs)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["envoy", "vllm-router"])
-def test_one_command_starts_and_stops_all(tmp_path: Path, kind: Kind) -> None:
-    port = free_port()
-    process = one_command(kind, port, tmp_path)
-    assert process.stdout
-    try:
-        assert any(line.startswith("Ready on ") for line in process.stdout)
-        (response,) = [httpx.post(f"http://127.0.0.1:{port}{CHAT}", timeout=60, json={
-            "model": "demo", "mode": "latent", "messages": [{"role": "user", "content": ASKED[0]}]})]  # fmt: skip
-        assert response.json()["route"]["mode"] == "latent"
-        started = psutil.Process(process.pid).children(recursive=True)
-        assert len(started) >= 5, "two replicas, their engines, a router"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert not psutil.wait_procs(started, 5)[1]
-    finally:
-        process.kill()
-
-
-def test_it_ends_with_any_part_and_says_which(tmp_path: Path) -> None:
-    port = free_port()
-    process = one_command("envoy", port, tmp_path)
-    assert process.stdout
-    try:
-        assert any(line.startswith("Starting ") for line in process.stdout)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "envoy.log").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        started = psutil.Process(process.pid).children(recursive=True)
-        (replica,) = [child for child in started if str(port + 1) in child.cmdline()]
-        replica.kill()
-        assert process.wait(60) == 1
-        assert f"replica-{port + 1} has ended with exit code -9" in process.stdout.read()
-        assert not psutil.wait_procs(started, 5)[1]
-    finally:
-        process.kill()
