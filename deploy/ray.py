@@ -9,10 +9,13 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 from ray import serve
 
+from server.settings import Settings
+
 SECONDS_OUTSTANDING = "latentserve_expected_seconds_outstanding"
+_SERVES = {"host", "port", "drain_seconds"}
 
 
 class Options(BaseModel, extra="forbid"):
@@ -21,6 +24,15 @@ class Options(BaseModel, extra="forbid"):
     settings: dict[str, Any] = {}
     """Ours, by their names in `server.settings`: `bundle`, `default_mode`, …; host and port are Serve's."""
     vllm_flags: list[str] = []
+
+    @field_validator("settings")
+    @classmethod
+    def _known_and_ours(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Before a replica is started for them."""
+        if taken := sorted(_SERVES & values.keys()):
+            raise ValueError(f"not ours but Serve's: {', '.join(taken)} (http_options, graceful_shutdown_timeout_s)")
+        Settings(**values)
+        return values
 
 
 def seconds_outstanding(registry: CollectorRegistry) -> float:
@@ -37,7 +49,6 @@ class Replica:
 
     async def __init__(self, options: Options) -> None:
         from server.launch import prepare
-        from server.settings import Settings
 
         settings, bundle = prepare(Settings(**options.settings), options.vllm_flags)
         # What reads the environment as it is imported.

@@ -22,6 +22,15 @@ def test_as_many_replicas_as_there_is_work() -> None:
     assert wanted(SimpleNamespace(aggregated_metrics=None, total_queued_requests=3, total_running_requests=0))[0] == 0
 
 
-def test_unknown_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="extra"):
-        Options.model_validate({"setting": {}})
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"setting": {}}, "setting"),
+        ({"settings": {"default_mod": "latent"}}, "default_mod"),
+        ({"settings": {"default_mode": "fast"}}, "default_mode"),
+        ({"settings": {"port": 8001}}, "Serve's: port"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Options.model_validate(options)
