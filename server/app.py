@@ -4,7 +4,9 @@ import asyncio
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -152,9 +154,25 @@ def available_modes(bundle: Bundle | None, *, can_mix: bool) -> list[str]:
     )
 
 
-async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | None) -> None:
-    """Serve until a signal; raises with a message that says what to do when it cannot start, or when its engine dies."""
-    args = parse_vllm_args(settings, vllm_flags, bundle)
+@dataclass(frozen=True)
+class Service:
+    """An engine, and the application on it, for whoever serves that."""
+
+    app: FastAPI
+    engine: HybridEngine
+    admission: Admission
+    readiness: Readiness
+    bundle: Bundle | None
+    modes: list[str]
+
+    async def warm_up(self) -> None:
+        """Then `readiness` says what `/ready` does."""
+        await self.readiness.check(self.engine, self.bundle, self.modes)
+
+
+@asynccontextmanager
+async def start_service(args: Namespace, settings: Settings, bundle: Bundle | None) -> AsyncIterator[Service]:
+    """With vLLM's flags from `parse_vllm_args`. Not yet warm; its engine is shut down on exit."""
     names = available_modes(bundle, can_mix=settings.soft_thinking)
     if bundle and (audit := bundle.manifest.audit) and audit["verdict"] == "ornament":
         logger.warning(
@@ -163,7 +181,6 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
         )  # fmt: skip
     add_aliases(args, names)
     helper = await start_helper(settings, args)
-    address, sock = listen(args)
     readiness = Readiness()
     async with start_engine(args, settings, bundle, helper) as engine:
         metrics = engine.hybrid.metrics
@@ -176,17 +193,28 @@ async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | 
         quotas = new_quotas(settings, metrics)
         router_file = await load_router_file(engine, settings, metrics)
         app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload, quotas, router_file)
-        warm_up = asyncio.create_task(readiness.check(engine, bundle, names))
         watching = asyncio.create_task(router_file.watch(settings.router_file_seconds)) if router_file else None
-        say = logger.info if settings.log_format == "json" else partial(print, flush=True)
-        warm_up.add_done_callback(lambda done: None if done.cancelled() else say(_welcome(address, args, readiness, settings)))
         try:
-            await serve_app(app, sock, args, settings, engine, admission)
+            yield Service(app, engine, admission, readiness, bundle, names)
         finally:
-            warm_up.cancel()
             if watching:
                 watching.cancel()
             await quotas.store.close()
+
+
+async def serve(settings: Settings, vllm_flags: Sequence[str], bundle: Bundle | None) -> None:
+    """Serve until a signal; raises with a message that says what to do when it cannot start, or when its engine dies."""
+    args = parse_vllm_args(settings, vllm_flags, bundle)
+    address, sock = listen(args)
+    async with start_service(args, settings, bundle) as service:
+        warm_up = asyncio.create_task(service.warm_up())
+        say = logger.info if settings.log_format == "json" else partial(print, flush=True)
+        welcome = partial(_welcome, address, args, service.readiness, settings)
+        warm_up.add_done_callback(lambda done: None if done.cancelled() else say(welcome()))
+        try:
+            await serve_app(service.app, sock, args, settings, service.engine, service.admission)
+        finally:
+            warm_up.cancel()
 
 
 def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Settings) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 import yaml
@@ -19,9 +19,15 @@ from router.user_probe import read_probes
 from server.engine.errors import ConfigurationError
 from server.settings import Settings, split_file
 
+if TYPE_CHECKING:
+    from reasoning_net.bundle import Bundle
 
-def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
-    """Serve until a signal. Raises an error whose message is for the user, before torch and vLLM are loaded where it can."""
+
+def prepare(settings: Settings, vllm_flags: Sequence[str]) -> "tuple[Settings, Bundle | None]":
+    """Everything that comes before vLLM is loaded: the whole settings, the bundle, the environment.
+
+    Raises an error whose message is for the user, before torch is loaded where it can.
+    """
     settings = settings.completed(_read(split_file(vllm_flags)[0]))
     _check_model(settings)
     _check_bundle(settings)
@@ -47,6 +53,12 @@ def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
     os.environ.setdefault("OTEL_SERVICE_NAME", "latentserve")
     if settings.log_format == "json":
         _log_json()
+    return settings, bundle
+
+
+def run(settings: Settings, vllm_flags: Sequence[str]) -> None:
+    """Serve until a signal. Raises an error whose message is for the user."""
+    settings, bundle = prepare(settings, vllm_flags)
     import uvloop
 
     from server.app import serve
