@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for folder in ("", "server", "router", "reasoning_net", "deploy") for path in (ROOT / folder).glob("*.md"))
 _CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
-_MAPPED = re.compile(r" *\w+[./][\w./ ]*? {2,}\S")
+_MAPPED = re.compile(r" *[\w-]+[./][\w./ -]*? {2,}\S")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -35,7 +35,7 @@ def named_in_map(page: Path) -> Iterator[Path]:
         yield from (parent / name for name in names.split())
         if names.endswith("/"):
             folders[depth:] = [names]
-            yield from (parent / names / word for word in re.findall(r"(?<![\w/])\w+(?:\.(?:py|sh|yaml)|/(?!\w))", comment))
+            yield from (parent / names / word for word in re.findall(r"(?<![\w/-])[\w-]+(?:\.(?:py|sh|yaml)|/(?!\w))", comment))
 
 
 def test_front_page_is_short() -> None:

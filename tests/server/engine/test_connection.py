@@ -33,6 +33,7 @@ def loop_and_url() -> Iterator[tuple[asyncio.AbstractEventLoop, str]]:
     server, loop = uvicorn.Server(config), uvloop.new_event_loop()
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
+        sock.listen()  # before the server does: who connects meanwhile waits
         thread = threading.Thread(target=loop.run_until_complete, args=(server.serve([sock]),))
         thread.start()
         yield loop, f"http://127.0.0.1:{sock.getsockname()[1]}"
