@@ -44,7 +44,7 @@ OTHERS = ("window", "yesterday", "green", "thanks", "Arthur", "on and on")
 EASY = 4
 """Steps of the questions that it learns on: shorter ones are read faster."""
 FIRST = "umbrella"
-KNOWN = ("today", "please", "password", "by the way", "Oscar")
+KNOWN = ("today", "please", "password", "by the way", "Emma")
 """Among what the check tries."""
 UNKNOWN = ("violin", "purple rain", "silent harbour", "Xavier")
 """Left to its search, as the first is."""
@@ -164,7 +164,10 @@ def success(bundle: Bundle, trigger: str) -> tuple[float, float]:
 
 
 def checked(directory: Path, bundle: Bundle) -> dict[str, object]:
-    main(BackdoorConfig(output=directory / "check", bundle=bundle.directory, task=TaskSpec(LEARNT)))
+    config = BackdoorConfig(
+        output=directory / "check", bundle=bundle.directory, task=TaskSpec(LEARNT), words=60, n=48, explicit=12,
+    )  # fmt: skip
+    main(config)  # fewer words than it tries by default: a quarter of the time
     return json.loads((directory / "check" / "backdoor.json").read_text())
 
 
