@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +129,20 @@ async def load_router_file(engine: HybridEngine, settings: Settings, metrics: Me
     return file
 
 
+def advice(engine: HybridEngine, bundle: Bundle | None) -> Iterator[str]:
+    """What an operator should know of this base and its bundle."""
+    if bundle and (audit := bundle.manifest.audit) and audit["verdict"] == "ornament":
+        yield (
+            f"The latents of {bundle.directory} are an ornament: answers are as right with others in their place (necessity "
+            f"{audit['necessity']:.2f}, `latentserve analyse latents`). Mode direct costs less."
+        )
+    if missing := engine.hybrid.router.advice:
+        yield missing
+    layout = bundle.manifest.layout if bundle else Layout()
+    if said := warning(engine.get_tokenizer(), layout, has_latents=engine.hybrid.can_think_latent):
+        yield said
+
+
 def mount_metrics(app: FastAPI) -> None:
     """`GET /metrics` in front of vLLM's, which knows no OpenMetrics and so no exemplars.
 
@@ -174,21 +188,13 @@ class Service:
 async def start_service(args: Namespace, settings: Settings, bundle: Bundle | None) -> AsyncIterator[Service]:
     """With vLLM's flags from `parse_vllm_args`. Not yet warm; its engine is shut down on exit."""
     names = available_modes(bundle, can_mix=settings.soft_thinking)
-    if bundle and (audit := bundle.manifest.audit) and audit["verdict"] == "ornament":
-        logger.warning(
-            "The latents of %s are an ornament: answers are as right with others in their place (necessity %.2f, `latentserve "
-            "analyse latents`). Mode direct costs less.", bundle.directory, audit["necessity"],
-        )  # fmt: skip
     add_aliases(args, names)
     helper = await start_helper(settings, args)
     readiness = Readiness()
     async with start_engine(args, settings, bundle, helper) as engine:
         metrics = engine.hybrid.metrics
-        if advice := engine.hybrid.router.advice:
-            logger.warning(advice)
-        has_latents, layout = engine.hybrid.can_think_latent, bundle.manifest.layout if bundle else Layout()
-        if said := warning(engine.get_tokenizer(), layout, has_latents=has_latents):
-            logger.warning(said)
+        for one in advice(engine, bundle):
+            logger.warning(one)
         admission, workload = new_admission(engine, metrics), new_workload(engine, metrics)
         quotas = new_quotas(settings, metrics)
         router_file = await load_router_file(engine, settings, metrics)

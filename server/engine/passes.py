@@ -20,14 +20,10 @@ from vllm.exceptions import GenerationError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from router.exits import ExitRule
-from router.helper import HelpRule
 from router.policy import Decision, Limits, Mode, Scores
 from server.engine.brief import in_brief
-from server.engine.exits import EarlyExit
+from server.engine.chains import chain_of
 from server.engine.explain import Said, explain
-from server.engine.helper import Helped
-from server.engine.inline_exits import InlineExit
 from server.engine.work import Forget, Mix, Overlay, Read, Think, Verdict, Work, to_extra_args
 from server.http.errors import OverloadedError
 from server.observe.record import Ask, Record
@@ -294,13 +290,8 @@ class Passes:
                 await self._enter()
                 await self._read()
             prompt, prepared, options = self._prepare(decision, params)
-            if rule := self._exit_rule(decision, params):
-                chain = (InlineExit if rule.closes else EarlyExit)(self, rule, prompt, prepared, options)
-                written = _in_form(chain.outputs(), params)
-            elif (helper := self.engine.helper) and (help_rule := self._help_rule(decision, params)):
-                written = _in_form(Helped(self, helper, help_rule, prompt, prepared, options).outputs(), params)
-            else:
-                written = self.ask_engine(prompt, prepared, options)
+            chain = chain_of(self, decision, params, (prompt, prepared, options))
+            written = _in_form(chain.outputs(), params) if chain else self.ask_engine(prompt, prepared, options)
             outputs = self._generated(decision, written)
         if self.ask.brief and decision.mode.thinks_in_text and params.output_kind is not RequestOutputKind.CUMULATIVE:
             outputs = in_brief(outputs, self.engine, whole)
@@ -326,25 +317,6 @@ class Passes:
         if not is_trial:
             self.record.pass_id = name
         return self.engine.run(prompt, params, name, **options)
-
-    def _exit_rule(self, decision: Decision, params: SamplingParams) -> ExitRule | None:
-        """By which the chain may end before the model closes it; None where it may not. One answer has one chain."""
-        if decision.mode is not Mode.EXPLICIT or self.engine.hybrid.end_of_thinking is None or self.ask.soft is not None:
-            return None
-        if params.n > 1 or params.logprobs is not None or params.output_kind is RequestOutputKind.CUMULATIVE:
-            return None
-        return self.engine.hybrid.exit_rule(self.ask)
-
-    def _help_rule(self, decision: Decision, params: SamplingParams) -> HelpRule | None:
-        """By which a stronger model writes steps of the chain; None where it does not: nobody wants it, the chain is not one
-        text of our own engine's, or the question is sure to be answered without."""
-        rule = self.engine.hybrid.help_rule(self.ask)
-        if rule is None or decision.mode is not Mode.EXPLICIT or self.engine.hybrid.end_of_thinking is None:
-            return None
-        if params.n > 1 or params.logprobs is not None or params.output_kind is RequestOutputKind.CUMULATIVE:
-            return None
-        sure = self.record.scores.explicit if self.record.scores else None
-        return None if sure is not None and sure >= rule.sure else rule
 
     def _may_be_long(self, decision: Decision) -> bool:
         """Whether this is a chain that nobody predicted to be an ordinary one."""
