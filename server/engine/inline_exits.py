@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
 
 from router.exits import Ending, ExitRule, Trial, earliest, ending
 from server.engine.exits import sampled, trial_of
@@ -52,12 +53,12 @@ class InlineExit:
         assert params.max_tokens is not None, "vLLM's serving layer sets a limit"
         assert end is not None, "a rule is for chains that end with a token"
         params.max_tokens -= len(self._chain)
+        if self._wasted:  # what is wanted as a whole is written to its end before a doubt is seen: once
+            params.output_kind = RequestOutputKind.DELTA
         if len(self._trials) < self._rule.max_trials:
             first = max(0, earliest(self._rule, self._trials, self._expected) - len(self._chain))
-            params.logprobs, params.extra_args = (
-                0,
-                dict(params.extra_args or {}) | to_extra_args(Close(start, end, self._rule.closes, first)),
-            )
+            work = Close(start, end, self._rule.closes, first)
+            params.logprobs, params.extra_args = 0, dict(params.extra_args or {}) | to_extra_args(work)
         return params
 
     async def _up_to_a_doubt(self, written: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:

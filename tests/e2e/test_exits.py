@@ -115,6 +115,13 @@ def test_an_answer_after_an_exit_keeps_to_its_schema_and_its_limit(
         assert short["usage"]["completion_tokens"] <= limit
 
 
+def test_answers_that_are_never_sure_cost_one_whole_answer_and_then_their_trials(server: str, asked: list[Question]) -> None:
+    hostile = INLINE | NEVER | {"closes": 1e-12, "trial_tokens": 1, "gap_tokens": 1, "max_trials": 100}
+    found = post(server, **body(asked[0], exit=hostile, max_tokens=600, ignore_eos=True))["route"]["exit"]
+    assert found["trials"] >= 3
+    assert found["trial_tokens"] < 600 + 30 * found["trials"]
+
+
 def test_many_chains_are_closed_side_by_side(server: str, asked: list[Question]) -> None:
     alone = [post(server, **body(question, exit=INLINE)) for question in asked[:8]]
     with ThreadPoolExecutor(8) as pool:

@@ -55,7 +55,7 @@ async def test_chains_weigh_more_than_latents_and_what_ends_weighs_nothing(
     for stream in (False, True):
         latent, latent_seconds = await peak(http, asked[:12], mode="latent", stream=stream)
         explicit, explicit_seconds = await peak(http, asked[:12], mode="explicit", stream=stream)
-        assert 12 * 100 < explicit < 12 * 1000
+        assert 12 * 50 < explicit < 12 * 1000  # the first are half written when the last come
         assert latent < explicit / 8
         assert 0 < latent_seconds < explicit_seconds < math.inf
     few, _ = await peak(http, asked[:12], mode="explicit", max_tokens=60)
