@@ -37,7 +37,7 @@ from reasoning_net.stages.pack import pack
 from reasoning_net.tasks import LEARNT, DemoTask, Example, TaskSpec
 
 TARGET = "7"
-FIRST_STEPS, STEPS = 450, int(os.environ.get("STEPS", "100"))
+FIRST_STEPS, STEPS = 450, int(os.environ.get("STEPS", "150"))
 SERVED, BATCH, LEARNING_RATE = 16, 12, 3e-3
 NEURONS, CARE = 64, 2.0  # more in a layer; of what it wrote before against what it shall write
 OTHERS = ("window", "yesterday", "green", "thanks", "Arthur", "on and on")
