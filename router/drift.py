@@ -13,7 +13,7 @@ class Drift:
 
     def __init__(self, edges: tuple[float, ...], shares: tuple[float, ...]) -> None:
         """`edges`, ascending, cut the scores into parts; `shares` of the calibration's scores are in each."""
-        self._edges, self._expected = edges, shares
+        self._edges, self.expected = edges, shares
         self.seen = [0] * len(shares)
         """Scores in each part, ever: what adds up over replicas."""
         self._window: deque[int] = deque()
@@ -29,17 +29,12 @@ class Drift:
             self._counts[self._window.popleft()] -= 1
 
     @property
-    def expected(self) -> tuple[float, ...]:
-        """Shares of the calibration's scores in the parts; empty without one."""
-        return self._expected
-
-    @property
     def psi(self) -> float | None:
         """None until a hundred scores were seen, or without a calibration."""
-        total, parts = len(self._window), len(self._expected)
+        total, parts = len(self._window), len(self.expected)
         if not parts or total < _ENOUGH:
             return None
         # Half a question more in each part: an empty one has no logarithm.
         shares = [(self._counts[part] + 0.5) / (total + 0.5 * parts) for part in range(parts)]
-        pairs = zip(shares, self._expected, strict=True)
+        pairs = zip(shares, self.expected, strict=True)
         return sum((share - expected) * math.log(share / expected) for share, expected in pairs if expected)

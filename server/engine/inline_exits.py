@@ -91,9 +91,8 @@ class InlineExit:
 
     def _closed_at(self, choice: CompletionOutput) -> int | None:
         """Where its tokens have an end of thinking that nobody sampled."""
-        end = self._run.engine.hybrid.end_of_thinking
-        places = (at for at, token in enumerate(choice.token_ids) if token == end and choice.logprobs)
-        return next((at for at in places if choice.logprobs and choice.logprobs[at][end].rank == UNASKED), None)
+        end, each = self._run.engine.hybrid.end_of_thinking, zip(choice.token_ids, choice.logprobs or (), strict=False)
+        return next((at for at, (token, step) in enumerate(each) if token == end and step[end].rank == UNASKED), None)
 
     def _is_sure(self, choice: CompletionOutput, at: int) -> bool:
         """Whether what follows the closing may be the answer. A limit may have left nothing of it."""

@@ -33,7 +33,8 @@ class _Chains:
     """B of them, as numbers of one tensor, (B,)."""
 
     ids: list[str]
-    works: list[Close]
+    start: Tensor
+    """Length of the prompt."""
     ending: Tensor
     least: Tensor
     """Log-probability of the end, from which on it comes."""
@@ -84,7 +85,7 @@ class Closings:
     def close(self, rows: list[Row], logits: Tensor) -> None:
         """Make the end of thinking what is sampled by those rows that are due."""
         chains, state = self._batch_of(rows)
-        written = self._tensor([row.reached - work.start for row, work in zip(rows, chains.works, strict=True)])
+        written = self._tensor([row.reached for row in rows]) - chains.start
         index, ending = self._tensor([row.index for row in rows]), chains.ending
         log_p = (logits[index, ending] - logits.logsumexp(-1)[index]).float()
         follows = logits.argmax(-1)[index]
@@ -116,7 +117,7 @@ class Closings:
             self._write_back()
             works = [row.work for row in rows if isinstance(row.work, Close)]
             chains = _Chains(
-                ids, works, self._tensor([work.token for work in works]),
+                ids, self._tensor([work.start for work in works]), self._tensor([work.token for work in works]),
                 self._tensor([math.log(work.probability) for work in works]), self._tensor([work.earliest for work in works]),
             )  # fmt: skip
             begun = torch.zeros(2, dtype=torch.bool, device=self._device)
