@@ -47,6 +47,12 @@ class Trial:
     entropy: float
     """Mean over its tokens, in nats."""
 
+    @classmethod
+    def of(cls, at_tokens: int, answer: str, logprobs: Sequence[float], entropy: float = math.nan) -> "Trial":
+        """By the log-probability of each of its tokens."""
+        least, mean = math.exp(min(logprobs)), math.exp(statistics.fmean(logprobs))
+        return cls(at_tokens, answer.strip(), len(logprobs), least, mean, entropy)
+
 
 class ExitRule(BaseModel):
     """What `router calibrate --exit-loss` finds. The defaults are for models that nothing was measured on."""

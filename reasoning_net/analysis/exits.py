@@ -199,10 +199,7 @@ def trial_of(reply: Reply, at_tokens: int) -> Trial:
     assert reply.logprobs, "log-probabilities were asked for"
     sampled = [next(iter(step.values())).logprob for step in reply.logprobs]
     entropies = [-sum(math.exp(one.logprob) * one.logprob for one in step.values()) for step in reply.logprobs]
-    return Trial(
-        at_tokens, reply.text.strip(), len(reply.token_ids), math.exp(min(sampled)), math.exp(statistics.fmean(sampled)),
-        statistics.fmean(entropies),
-    )  # fmt: skip
+    return Trial.of(at_tokens, reply.text, sampled, statistics.fmean(entropies))
 
 
 def summarise(chains: Sequence[Chain]) -> dict[str, Any]:

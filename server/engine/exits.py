@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import statistics
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,6 @@ _TOP = 20  # of a distribution, enough for its entropy
 def sampled(choice: CompletionOutput) -> list[float]:
     """The log-probability of each token."""
     return [step[token].logprob for step, token in zip(choice.logprobs or (), choice.token_ids, strict=True)]
-
-
-def trial_of(at_tokens: int, answer: str, logprobs: Sequence[float], entropy: float = math.nan) -> Trial:
-    """An answer that was forced, by its tokens' log-probabilities."""
-    least, mean = math.exp(min(logprobs)), math.exp(statistics.fmean(logprobs))
-    return Trial(at_tokens, answer.strip(), len(logprobs), least, mean, entropy)
 
 
 class EarlyExit:
@@ -106,7 +100,7 @@ class EarlyExit:
         async with aclosing(outputs):
             last = [output async for output in outputs][-1].outputs[0]
         entropies = [-sum(math.exp(one.logprob) * one.logprob for one in step.values()) for step in last.logprobs or ()]
-        return trial_of(at_tokens, last.text, sampled(last), statistics.fmean(entropies))
+        return Trial.of(at_tokens, last.text, sampled(last), statistics.fmean(entropies))
 
     async def _stop(self) -> None:
         """A trial that nobody waits for."""

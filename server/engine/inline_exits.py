@@ -15,7 +15,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from router.exits import Ending, ExitRule, Trial, earliest, ending
-from server.engine.exits import sampled, trial_of
+from server.engine.exits import sampled
 from server.engine.work import Close, to_extra_args
 from server.engine.worker.closings import UNASKED
 
@@ -100,7 +100,7 @@ class InlineExit:
         if not choice.token_ids[answer]:
             return False
         text = self._run.engine.get_tokenizer().decode(choice.token_ids[answer])
-        self._trials.append(trial_of(len(self._chain) + at, text, sampled(choice)[answer]))
+        self._trials.append(Trial.of(len(self._chain) + at, text, sampled(choice)[answer]))
         self._why = ending(self._rule, self._trials)
         return self._why is not None
 
