@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
     default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
+    thinking_prompt: str | None = Field(
+        None, description="What chains in text start with; a base without think tags has no mode explicit without one."
+    )
     num_latent_tokens: int | str | None = Field(
         None, description="Latents per question, the bundle's own number by default; auto: as few as suffice."
     )
@@ -156,7 +159,7 @@ class Settings(BaseSettings):
             manifest.calibration if manifest else None,
             policy=self.policy,
             entropy_threshold=self.entropy_threshold,
-            has_entropy=manifest is None or (manifest.probe is None and manifest.reasoning_net is None),
+            has_entropy=manifest is None or manifest.probe is None,
         )
 
 
