@@ -90,15 +90,16 @@ def _guard_chain(ask: Ask, hybrid: "Hybrid", params: SamplingParams, *, needs_te
     if hybrid.ends_chains:
         return
     asked = {
-        "thinking_token_budget": params.thinking_token_budget is not None or ask.thinking_budget is not None,
+        "thinking.budget_tokens": ask.thinking_budget is not None,
+        "thinking_token_budget": params.thinking_token_budget is not None,
         "exit": bool(ask.exit),
-        "reasoning": ask.brief,
+        "reasoning in brief": ask.brief,
     }
     if named := next((name for name, is_asked in asked.items() if is_asked), None):
         raise VLLMValidationError(
             f"{named} is for bases that open and close their thinking with one token each, and this one does not: leave it "
             "out. max_tokens bounds a chain and its answer.",
-            parameter=named,
+            parameter=named.split()[0],
         )
     if needs_text and hybrid.hides_ends and params.structured_outputs is not None:
         raise VLLMValidationError(

@@ -257,7 +257,8 @@ class Passes:
         hybrid = self.engine.hybrid
         if not hybrid.can_think_in_text:
             return "no_thinking"
-        return "schema" if self.question.params.structured_outputs is not None and hybrid.hides_ends else None
+        has_room = not hybrid.hides_ends and hybrid.layout.end_of_thinking is not None  # for a chain in front of a grammar
+        return None if has_room or self.question.params.structured_outputs is None else "schema"
 
     async def why_not_think(self) -> str | None:
         """Why mode auto has to do without a chain; None where nothing stands in its way."""
