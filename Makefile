@@ -51,7 +51,7 @@ manifests: $(STAMP)
 devices: $(STAMP)
 	$(BIN)/pytest -o addopts= -q tests/long/devices.py
 
-# Bases of six shapes, small and random, in the engine and in transformers: three minutes.
+# Bases of six shapes, small and random, in the engine and in transformers: five minutes.
 bases: $(STAMP)
 	$(BIN)/pytest -o addopts= --timeout 600 -q tests/long/bases.py
 
