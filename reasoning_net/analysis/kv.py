@@ -118,7 +118,7 @@ def main(config: KvConfig) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoded:
+class Decoded:
     tokens: list[list[int]]
     cached: list[float]
     seen: Seen
@@ -136,12 +136,12 @@ class Writer:
         """`first`: the number of the batch's first question, of which chance is made."""
         config, base = self._config, self._base
         prompts = [[*base.prompt_ids(example.messages), *self._layout.explicit] for example in batch]
-        whole = self._decoded(prompts, None, None, first)
+        whole = self.decoded(prompts)
         sizes = [len(ids) + len(tokens) for ids, tokens in zip(prompts, whole.tokens, strict=True)]
         budgets = torch.tensor([[max(config.window + 1, round(share * size)) for size in sizes] for share in config.budget])
         found = [[self._written(WHOLE, 1.0, whole, row, row, whole, batch)] for row in range(len(batch))]
         for name, policy in tqdm(POLICIES.items(), desc="policies", leave=False):
-            cut = self._decoded(prompts * len(config.budget), policy, budgets.view(-1).to(base.device), first)
+            cut = self.decoded(prompts * len(config.budget), policy, budgets.view(-1).to(base.device), first)
             for at, share in enumerate(config.budget):
                 for row in range(len(batch)):
                     found[row].append(self._written(name, share, cut, at * len(batch) + row, row, whole, batch))
@@ -149,14 +149,16 @@ class Writer:
             yield {"spells": asdict(_spells(whole.seen, row)), "written": [asdict(one) for one in written]}
 
     def _written(
-        self, policy: str, budget: float, of: _Decoded, at: int, row: int, whole: _Decoded, batch: Sequence[Example]
+        self, policy: str, budget: float, of: Decoded, at: int, row: int, whole: Decoded, batch: Sequence[Example]
     ) -> Written:
         text = str(self._base.tokenizer.decode(of.tokens[at])).partition(END_OF_THINKING)[2]
         right = self._task.is_correct(text, batch[row].answer)
         return Written(policy, budget, right, len(of.tokens[at]), of.cached[at], of.tokens[at] == whole.tokens[row])
 
     @torch.no_grad()
-    def _decoded(self, prompts: Sequence[Sequence[int]], policy: Policy | None, budgets: Tensor | None, seed: int) -> _Decoded:
+    def decoded(
+        self, prompts: Sequence[Sequence[int]], policy: Policy | None = None, budgets: Tensor | None = None, seed: int = 0
+    ) -> Decoded:
         """Greedy, without the token that ends a reply; budgets: (B,)."""
         config, base = self._config, self._base
         generator = torch.Generator().manual_seed(config.seed * 100_003 + seed)
@@ -187,7 +189,7 @@ class Writer:
             alive = torch.cat([alive, running[:, None]], dim=1)
             inputs, positions = token[:, None], seen.order[:, -1:]
         tokens = [[token for token in row if token >= 0] for row in torch.stack(written, dim=1).tolist()]
-        return _Decoded(tokens, (cached / steps).tolist(), seen)
+        return Decoded(tokens, (cached / steps).tolist(), seen)
 
 
 def _spells(seen: Seen, row: int) -> Spells:
