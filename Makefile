@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak cluster balancers ray attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak cluster balancers ray ray-scaling attack backdoor fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -72,6 +72,11 @@ balancers: $(STAMP)
 ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
 	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/ray_serve.py
+
+# There: first tokens, where replicas follow expected seconds of work, and where requests in flight: 25 minutes.
+ray-scaling: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
+	$(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/long/ray_scaling.py
 
 # 300 prompts that are made to be thought about for ever, and a client beside them.
 attack: $(STAMP)
