@@ -4,6 +4,7 @@ All else is vLLM's. Flags come before the environment, that before the file, and
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
+from reasoning_net.gallery import local
 from reasoning_net.manifest import Manifest
 from reasoning_net.options import HOST, PORT, commas
 from router.exits import Exits
@@ -33,7 +35,9 @@ class Settings(BaseSettings):
     model: Annotated[str, Parameter(show_default=False)] = Field(
         str(DEMO_MODEL), description="Checkpoint directory or Hugging Face id; the embedded demo by default."
     )
-    bundle: str | None = Field(None, description="Bundle directory; the demo's own for the demo, else none.")
+    bundle: str | None = Field(
+        None, description="Bundle directory, or owner/name[@revision] on the hub; the demo's own for the demo, else none."
+    )
     host: str = Field(HOST, description="Address to listen on.")
     port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
@@ -135,10 +139,11 @@ class Settings(BaseSettings):
     def is_demo(self) -> bool:
         return Path(self.model).resolve() == DEMO_MODEL
 
-    @property
+    @cached_property
     def bundle_directory(self) -> Path | None:
+        """Raises `BundleError` for one that is on the hub and cannot be had, or is not as it was signed."""
         if self.bundle:
-            return Path(self.bundle)
+            return local(self.bundle)
         return DEMO_BUNDLE if self.is_demo else None
 
     def completed(self, file: Mapping[str, Any]) -> "Settings":

@@ -25,6 +25,8 @@ COMMANDS = {
     "eval": "Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP.",
     "bench": "Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios.",
     "bundle": "Pack a network and its layout, check it against the engine, and print what a server will need.",
+    "bundle push": "Sign a bundle, and push it to the hub or into a directory, with a model card.",
+    "bundle pull": "Copy a bundle from the hub or a directory, if it is what was signed, to a directory of your own.",
     "check": "Look for faults before anybody meets them: a tokenizer that is at odds with us, a bundle with a backdoor.",
     "demo": "The embedded demo: its questions, and how its model is made.",
     "demo questions": "Print demo questions as JSON lines with the keys question, answer, steps, family.",
@@ -57,7 +59,10 @@ def create_app() -> App:
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     for place, (name, text) in enumerate(COMMANDS.items()):
         group, _, command = name.rpartition(" ")
-        if name in groups:
+        if "bundle" in (name, group):
+            if name == "bundle":  # a command with others under it: they come with it
+                app.command("server.cli.bundle:app", name=name, help=text, sort_key=place)
+        elif name in groups:
             app.command(App(name, help=text, sort_key=place))
         elif name:
             function = {"eval": "evaluate"}.get(command, command.replace("-", "_"))
