@@ -117,7 +117,7 @@ def push_directory(staged: Path, target: Path) -> None:
 def push_hub(staged: Path, repository: str, revision: str | None, *, private: bool) -> str:
     """Upload a signed bundle to the hub, with the token of the environment; where it is. Raises `BundleError`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # of whichever client that it uses
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
 
     api = HfApi()
     try:
@@ -184,7 +184,7 @@ def _download(repository: str, revision: str | None) -> Path:
         raise BundleError(
             f"{nowhere}, and no bundle {repository} on the hub that you may read. A private one needs HF_TOKEN."
         ) from error
-    except (hub.HTTPError, OSError, ValueError) as error:
+    except (hub.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
         raise BundleError(f"{nowhere}, and {repository}{at} cannot be had from the hub: {_first_line(error)}") from error
 
 
