@@ -24,6 +24,7 @@ from router.policy import Mode, NumLatents
 from router.router import Router
 from server.http.efforts import parse_budgets
 
+Device = Literal["cpu", "cuda"]
 __all__ = ["DEMO_BUNDLE", "DEMO_MODEL", "OUR_FLAGS", "Settings", "split_file"]
 
 
@@ -40,7 +41,9 @@ class Settings(BaseSettings):
     )
     host: str = Field(HOST, description="Address to listen on.")
     port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the engine runs; auto: on the GPU that torch sees, else on the CPU."
+    )
     default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
     num_latent_tokens: int | str | None = Field(
         None, description="Latents per question, the bundle's own number by default; auto: as few as suffice."
@@ -138,6 +141,15 @@ class Settings(BaseSettings):
     @property
     def is_demo(self) -> bool:
         return Path(self.model).resolve() == DEMO_MODEL
+
+    @cached_property
+    def runs_on(self) -> Device:
+        """The device, found where it was not named. Loads torch."""
+        if self.device != "auto":
+            return self.device
+        from reasoning_net.precision import found_device
+
+        return found_device()
 
     @cached_property
     def bundle_directory(self) -> Path | None:

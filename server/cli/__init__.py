@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "Serve a model in direct, latent, explicit and auto mode. Any flag that is not listed is vLLM's.\n\n"
     "Each flag may be set as LATENTSERVE_NAME in the environment, or in a YAML file of flags, ours and vLLM's: --config FILE. "
     "Flags come before the environment, that before the file.",
+    "doctor": "What this machine has, what a server would take of it, and what is missing. No engine is started.",
     "ask": "Ask a running server: the answer on standard output, thinking (dimmed) and one line of figures on standard error.",
     "top": "Watch a running server by mode: rates, latencies, tokens, and what the engine and the router do.",
     "eval": "Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP.",

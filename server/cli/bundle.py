@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-import torch
 from cyclopts import App, Parameter
 
 from reasoning_net.options import Flat
@@ -23,8 +22,7 @@ def bundle(
         return report
     from server.check import check_bundle  # vLLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return report | check_bundle(Settings(model=config.model, bundle=str(config.output), device=device), packed)
+    return report | check_bundle(Settings(model=config.model, bundle=str(config.output)), packed)
 
 
 def push(config: Annotated[push_stage.PushConfig, Flat]) -> dict[str, Any]:
