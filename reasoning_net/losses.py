@@ -5,12 +5,14 @@ Shapes: B batch, N latent tokens, Y tokens to be written, V vocabulary, d hidden
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from reasoning_net.batches import Batch
+from reasoning_net.chunked import row_losses
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.lens import lens_logits
@@ -41,9 +43,20 @@ def losses(
         prefix, kept = base.between(opening, latents, closing), base.kept(opening, read, closing)
         if asked is not None:
             return _distilled(base, prompt, asked, prefix, kept, batch), hint_loss(base, latents, batch.hints)
-        logits = base.answer_logits(prompt, prefix, batch.targets.clamp(min=0), kept)
-    nll = cross_entropy(logits.float().transpose(1, 2), batch.targets, ignore_index=-100, reduction="none")
+        states = base.answer_states(prompt, prefix, batch.targets.clamp(min=0), kept)
+        nll = row_losses(partial(_nll, base.model.lm_head), base.embed.weight.shape[0], states, batch.targets)
     return nll.sum(1), hint_loss(base, latents, batch.hints)
+
+
+def _nll(logits_of: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
+    """Of rows (R, d); 0 where there is no target (−100)."""
+    return cross_entropy(logits_of(states).float(), targets, ignore_index=-100, reduction="none")
+
+
+def _kl(logits_of: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(student ‖ teacher) of rows (R, d)."""
+    ours, theirs = (logits_of(states).float().log_softmax(-1) for states in (student, teacher))
+    return kl_div(theirs, ours, reduction="none", log_target=True).sum(-1)
 
 
 def _distilled(base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, kept: Tensor, batch: Batch) -> Tensor:
@@ -57,9 +70,9 @@ def _distilled(base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, 
     written = tokens != -100
     with torch.no_grad():
         chain = batch.chain != -100
-        teacher = base.answer_logits(asked, base.embed(batch.chain.clamp(min=0)), tokens.clamp(min=0), chain).float()
-    student = base.answer_logits(prompt, prefix, tokens.clamp(min=0), kept).float()
-    divergence = kl_div(teacher.log_softmax(-1), student.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        teacher = base.answer_states(asked, base.embed(batch.chain.clamp(min=0)), tokens.clamp(min=0), chain)
+    student = base.answer_states(prompt, prefix, tokens.clamp(min=0), kept)
+    divergence = row_losses(partial(_kl, base.model.lm_head), base.embed.weight.shape[0], student, teacher)
     return (divergence * written).sum(1)
 
 
@@ -68,6 +81,6 @@ def hint_loss(base: FrozenBase, latents: Tensor, hints: Tensor) -> Tensor:
 
     Nothing constrains latents without a hint (−100).
     """
-    logits = lens_logits(latents[:, : hints.shape[1]], base.embed.weight)
-    total = cross_entropy(logits.transpose(1, 2), hints, ignore_index=-100, reduction="sum")
+    read = partial(_nll, partial(lens_logits, embeddings=base.embed.weight))
+    total = row_losses(read, base.embed.weight.shape[0], latents[:, : hints.shape[1]], hints).sum()
     return total / (hints != -100).sum().clamp(min=1)

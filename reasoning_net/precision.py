@@ -1,6 +1,13 @@
-"""In what the networks compute."""
+"""Where, and in what, networks compute."""
+
+from typing import Literal
 
 import torch
+
+
+def found_device() -> Literal["cpu", "cuda"]:
+    """The one rule of serving and training where no device is named: the GPU that torch sees, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -20,6 +20,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.muon import Muon
 from reasoning_net.options import Share
 from reasoning_net.plots import plot_curves
+from reasoning_net.precision import found_device
 
 _MAX_BAD_STEPS = 20
 
@@ -118,7 +119,7 @@ def run_clock(*, processor: bool) -> Callable[[], float]:
 
 def training_device() -> torch.device:
     """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(found_device())
 
 
 def drawn_ahead(batches: IterableDataset[Any], device: torch.device, workers: int) -> Iterator[Any]:

@@ -88,6 +88,7 @@ class FitConfig:
 def main(config: FitConfig) -> dict[str, Any]:
     """Observe, fit, calibrate, and write into the bundle. Returns the held-out figures, which the bundle keeps."""
     bundle = Bundle.load(config.bundle)
+    bundle.check_writable()
     bundle.check_base(config.model)
     has_network = bundle.manifest.reasoning_net is not None
     # Where there is a network its latents say best whether they will do, and the last state how long a chain would be.
@@ -120,7 +121,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
     lines |= {name: reliability(scores[name], observed_shares[name]) for name in probe.config.outputs if name != "tokens"}
     plot_lines(
-        lines, config.bundle / "reliability.png",
+        lines, bundle.directory / "reliability.png",
         title="Reliability of the probe", x="predicted P(correct)", y="share of right answers",
     )  # fmt: skip
     parts: dict[str, Any] = {"probe": probe, "calibration": to_tensors(outcomes)}

@@ -33,7 +33,7 @@ from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_ac
 from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
 from reasoning_net.stages.sft import load_net, save
 from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
-from reasoning_net.training import Optimizer, OptimizerConfig, Run
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, training_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def main(config: GrpoConfig) -> None:
         raise StageError(f"There is no shaping {', '.join(sorted(unknown))}. There are: {', '.join(SHAPINGS)}.")
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     task = config.task.load()
     net, layout = load_net(config.init)
     base = FrozenBase(config.model, device, compute_dtype(device))

@@ -28,6 +28,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share
+from reasoning_net.precision import found_device
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -62,7 +63,7 @@ class TracesConfig:
     """keep=0.3 writes the most important 30 % of each chain's steps as R. The other figures stay those of the whole chain."""
     probe: Path | None = None
     """importance.safetensors of `analyse importance`, which says what is important."""
-    device: Annotated[str, Internal] = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    device: Annotated[str, Internal] = field(default_factory=found_device)
     seed: Seed = 0
 
 

@@ -20,11 +20,14 @@ COMMANDS = {
     "serve": "Serve a model in direct, latent, explicit and auto mode. Any flag that is not listed is vLLM's.\n\n"
     "Each flag may be set as LATENTSERVE_NAME in the environment, or in a YAML file of flags, ours and vLLM's: --config FILE. "
     "Flags come before the environment, that before the file.",
+    "doctor": "What this machine has, what a server would take of it, and what is missing. No engine is started.",
     "ask": "Ask a running server: the answer on standard output, thinking (dimmed) and one line of figures on standard error.",
     "top": "Watch a running server by mode: rates, latencies, tokens, and what the engine and the router do.",
     "eval": "Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP.",
     "bench": "Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios.",
     "bundle": "Pack a network and its layout, check it against the engine, and print what a server will need.",
+    "bundle push": "Sign a bundle, and push it to the hub or into a directory, with a model card.",
+    "bundle pull": "Copy a bundle from the hub or a directory, if it is what was signed, to a directory of your own.",
     "check": "Look for faults before anybody meets them: a tokenizer that is at odds with us, a bundle with a backdoor.",
     "demo": "The embedded demo: its questions, and how its model is made.",
     "demo questions": "Print demo questions as JSON lines with the keys question, answer, steps, family.",
@@ -59,7 +62,10 @@ def create_app() -> App:
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     for place, (name, text) in enumerate(COMMANDS.items()):
         group, _, command = name.rpartition(" ")
-        if name in groups:
+        if "bundle" in (name, group):
+            if name == "bundle":  # a command with others under it: they come with it
+                app.command("server.cli.bundle:app", name=name, help=text, sort_key=place)
+        elif name in groups:
             app.command(App(name, help=text, sort_key=place))
         elif name:
             function = {"eval": "evaluate"}.get(command, command.replace("-", "_"))

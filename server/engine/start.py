@@ -67,14 +67,14 @@ def _given(flags: Sequence[str]) -> set[str]:
 def _defaults(settings: Settings, bundle: Bundle | None) -> list[list[str]]:
     """Our own, flag by flag."""
     flags = [["--reasoning-parser", bundle.manifest.reasoning_parser if bundle else "qwen3"]]
-    if settings.device == "cpu":
+    if settings.runs_on == "cpu":
         flags.append(["--block-size", str(CPU_BLOCK_SIZE)])
     if settings.is_demo:
         flags += [
             ["--served-model-name", "demo"],
             ["--tool-call-parser", "hermes"],
             ["--enable-auto-tool-choice"],
-            ["--dtype", "float32" if settings.device == "cpu" else "bfloat16"],
+            ["--dtype", "float32" if settings.runs_on == "cpu" else "bfloat16"],
             ["--max-model-len", "2048"],
             # Left free, a model that has never seen JSON fills it with white space.
             ["--structured-outputs-config.backend", "xgrammar"],
