@@ -77,7 +77,7 @@ def attribute(
         device=base.device,
     ).view(-1, 3)  # (M, 3)
     rows, columns, which = places.unbind(1)
-    odds = log_odds(base.model.lm_head(states[rows, columns - 1]).float(), ids[rows, columns])
+    odds = log_odds(base.logits(states[rows, columns - 1]).float(), ids[rows, columns])
     gradients = torch.stack(
         [_gradient(odds[which == k].sum(), embeddings) for k in range(max(map(len, targets)))], dim=1
     )  # (B, K, T, d)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -176,14 +177,26 @@ def _check_fit(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, 
 
 
 def checkpoint_directory(model: str) -> Path:
-    """Where a checkpoint lies: the directory itself, or that of a Hugging Face id in the local cache."""
-    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    """Where a checkpoint lies: the directory itself, or that of a Hugging Face id in the local cache.
+
+    Raises `BundleError` where it is neither.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise BundleError(
+            f"{model} is neither a directory nor in the hub's local cache, so no bundle can be compared with it. "
+            f"Fetch it first: `hf download {model}`."
+        ) from error
 
 
 def fingerprint(model: str) -> BaseFingerprint:
     """The fingerprint of a checkpoint: a directory, or a Hugging Face id that is in the local cache."""
     directory = checkpoint_directory(model)
     config = json.loads((directory / "config.json").read_text())
+    config = config.get("text_config", {}) | config  # of a base that reads images, too
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:

@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from reasoning_net.errors import StageError
 from reasoning_net.layout import Layout, LayoutIds, default_layout, prompt_ids
+from reasoning_net.model import embedding_rms
 from reasoning_net.padding import left_padded
 
 
@@ -77,16 +78,28 @@ class FrozenBase:
         if checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = torch.device(device)
-        self.hidden_size = int(self.model.config.hidden_size)
-        self.num_layers = int(self.model.config.num_hidden_layers)
+        self._config = self.model.config.get_text_config()
+        self.hidden_size = int(self._config.hidden_size)
+        self.num_layers = int(self._config.num_hidden_layers)
         self.embed = self.model.get_input_embeddings()
         self._pieces: dict[tuple[int, ...], Tensor] = {}
 
-    def layout(self, file: Path | None = None) -> Layout:
+    def layout(self, file: Path | None = None, thinking_prompt: str | None = None) -> Layout:
         """The layout in `file`, else the one that follows from the base's tokenizer and chat template."""
-        if file is not None:
-            return Layout.model_validate_json(file.read_text())
-        return default_layout(self.tokenizer, self.embed.weight.shape[0])
+        found = Layout.read(file) if file else default_layout(self.tokenizer, self.embed.weight.shape[0])
+        return found.prompted(thinking_prompt)
+
+    @property
+    def embedding_rms(self) -> float:
+        """The scale of what the base is used to read: of its embeddings as they enter its first layer."""
+        return embedding_rms(self.embed.weight) * float(getattr(self.embed, "scalar_embed_scale", 1.0))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """What final hidden states (…, d) predict, (…, V)."""
+        logits = self.model.lm_head(states)
+        if (most := getattr(self._config, "final_logit_softcapping", None)) is not None:  # Gemma's
+            logits = (logits / most).tanh() * most
+        return logits
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """X: the conversation through the chat template, up to where the model has to write."""
@@ -142,7 +155,7 @@ class FrozenBase:
 
         `kept`: which rows of the prefix are read, (B, P) bool; all by default.
         """
-        return self.model.lm_head(self.answer_states(prompt, prefix, answer_ids, kept))
+        return self.logits(self.answer_states(prompt, prefix, answer_ids, kept))
 
     def answer_states(self, prompt: Prompt, prefix: Tensor, answer_ids: Tensor, kept: Tensor | None = None) -> Tensor:
         """What the head makes `answer_logits` of, (B, Y, d)."""

@@ -44,7 +44,7 @@ def losses(
         if asked is not None:
             return _distilled(base, prompt, asked, prefix, kept, batch), hint_loss(base, latents, batch.hints)
         states = base.answer_states(prompt, prefix, batch.targets.clamp(min=0), kept)
-        nll = row_losses(partial(_nll, base.model.lm_head), base.embed.weight.shape[0], states, batch.targets)
+        nll = row_losses(partial(_nll, base.logits), base.embed.weight.shape[0], states, batch.targets)
     return nll.sum(1), hint_loss(base, latents, batch.hints)
 
 
@@ -72,7 +72,7 @@ def _distilled(base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, 
         chain = batch.chain != -100
         teacher = base.answer_states(asked, base.embed(batch.chain.clamp(min=0)), tokens.clamp(min=0), chain)
     student = base.answer_states(prompt, prefix, tokens.clamp(min=0), kept)
-    divergence = row_losses(partial(_kl, base.model.lm_head), base.embed.weight.shape[0], student, teacher)
+    divergence = row_losses(partial(_kl, base.logits), base.embed.weight.shape[0], student, teacher)
     return (divergence * written).sum(1)
 
 

@@ -26,6 +26,9 @@ Model = Annotated[
     str, Parameter(help="The frozen base: checkpoint directory or Hugging Face id. Default: the demo's.", show_default=False)
 ]
 LayoutFile = Annotated[Path | None, Parameter(help="Prompt layout as JSON, where it does not follow from the base.")]
+ThinkingPrompt = Annotated[
+    str | None, Parameter(help="What a chain in text starts with; a base without think tags has no mode explicit without one.")
+]
 Seed = Annotated[int, Parameter(help="Seed of the data and the weights.")]
 Workers = Annotated[int, Field(ge=0), Parameter(help="Processes that draw batches for a GPU.")]
 SERVER = Parameter(converter=lambda _, tokens: tokens[0].value.rstrip("/").removesuffix("/v1"))

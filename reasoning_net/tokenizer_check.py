@@ -71,7 +71,8 @@ def main(config: TokenizerConfig) -> str:
         layout = bundle.manifest.layout
     else:
         config_file = checkpoint_directory(config.model) / "config.json"
-        layout = default_layout(tokenizer, json.loads(config_file.read_text())["vocab_size"])
+        config_ = json.loads(config_file.read_text())
+        layout = default_layout(tokenizer, (config_.get("text_config", {}) | config_)["vocab_size"])
     examples = list(itertools.islice(config.task.load().examples(config.seed, "test"), config.n))
     checks = run(tokenizer, layout, examples, random.Random(config.seed))
     text = markdown(checks)
@@ -147,23 +148,30 @@ def joints(tokenizer: PreTrainedTokenizerBase, layout: Layout, examples: Sequenc
     asked = [
         str(tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, tokenize=False)) for example in examples
     ]
-    before, after = layout.before_latents, layout.after_latents
+    before, after, ids = layout.before_latents, layout.after_latents, layout.token_ids(tokenizer)
     thought = [(e.chain, e.reply) for e in examples if e.chain]
-    meetings: tuple[tuple[str, list[tuple[str, str]], str], ...] = (
-        ("question + direct layout", [(text, layout.direct) for text in asked], "mode direct"),
-        ("question + before latents", [(text, before) for text in asked], "mode latent"),
-        ("before latents + chain", [(before, chain) for chain, _ in thought], "train sft --distill-share"),
-        ("chain + after latents", [(chain, after) for chain, _ in thought], "early exits, analyse exits, trajectory"),
-        ("after latents + reply", [(after, reply) for _, reply in thought if reply], ""),
-    )
-    return [_joint(tokenizer, name, pairs, feature) for name, pairs, feature in meetings if pairs]
+    meetings: tuple[tuple[str, list[tuple[str, str]], Sequence[int] | None, str], ...] = (
+        ("question + direct layout", [(text, layout.direct) for text in asked], ids.direct, "mode direct"),
+        ("question + before latents", [(text, before) for text in asked], ids.before_latents, "mode latent"),
+        ("before latents + chain", [(before, chain) for chain, _ in thought], None, "train sft --distill-share"),
+        (
+            "chain + after latents", [(chain, after) for chain, _ in thought], ids.after_latents,
+            "early exits, analyse exits, trajectory",
+        ),
+        ("after latents + reply", [(after, reply) for _, reply in thought if reply], None, ""),
+    )  # fmt: skip
+    return [_joint(tokenizer, name, pairs, piece, feature) for name, pairs, piece, feature in meetings if pairs]
 
 
-def _joint(tokenizer: PreTrainedTokenizerBase, name: str, pairs: Sequence[tuple[str, str]], feature: str) -> Check:
+def _joint(
+    tokenizer: PreTrainedTokenizerBase, name: str, pairs: Sequence[tuple[str, str]], piece: Sequence[int] | None, feature: str
+) -> Check:
+    """`piece`: the ids of all that stands on the right, where the layout says them."""
     differ = [
         f"{left[-12:]}|{right[:12]}"
         for left, right in pairs
-        if [*_encode(tokenizer, left), *_encode(tokenizer, right)] != _encode(tokenizer, left + right)
+        if [*_encode(tokenizer, left), *(_encode(tokenizer, right) if piece is None else piece)]
+        != _encode(tokenizer, left + right)
     ]
     return Check(f"pieces and joined text: {name}", len(pairs), len(differ), _quoted(differ), feature if differ else "")
 

@@ -52,6 +52,8 @@ class Router:
         self.calibration, self._entropy_threshold, self._has_entropy = calibration, entropy_threshold, has_entropy
         self.drift = Drift(calibration.score_edges, calibration.score_shares) if calibration else Drift((), ())
         self.point: Point | None = None
+        self.note: str | None = None
+        """What keeps mode auto from its choice, whatever the policy."""
         self.policy: Policy = self._make(policy)
         known = calibration.model_dump(mode="json") if calibration else entropy_threshold
         self.version = _digest({"policy": self.policy.name, "calibration": known})
@@ -91,8 +93,8 @@ class Router:
     @property
     def advice(self) -> str | None:
         """Where mode auto could decide better."""
-        if self.policy.name != "entropy":
-            return None
+        if self.note or self.policy.name != "entropy":
+            return self.note
         return (
             "Without a probe, mode auto goes by the entropy of a first token, which says little. A probe takes minutes: "
             "`latentserve router fit`."

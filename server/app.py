@@ -18,10 +18,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from reasoning_net.bundle import Bundle
-from reasoning_net.layout import Layout
 from reasoning_net.tokenizer_check import warning
 from server import console
 from server.engine import modes
+from server.engine.base import Base, base_of
 from server.engine.front import api_keys, build_vllm_app, listen, metrics_registry, request_fields, template_kwargs
 from server.engine.readiness import Readiness
 from server.engine.seam import HybridEngine
@@ -48,15 +48,15 @@ logger = logging.getLogger("vllm.latentserve.app")
 
 async def create_app(
     engine: HybridEngine, args: Namespace, settings: Settings, bundle: Bundle | None, readiness: Readiness, metrics: Metrics,
-    admission: Admission, workload: Workload, quotas: Quotas,
+    admission: Admission, workload: Workload, quotas: Quotas, base: Base, names: list[str],
     router_file: RouterFile | None = None,
 ) -> FastAPI:  # fmt: skip
     """vLLM's application, and around its endpoints ours."""
     app, hybrid = await build_vllm_app(engine, args), engine.hybrid
     keep_supported(app)
     terms = Terms(
-        settings.default_mode, hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app),
-        settings.reasoning_content, settings.budgets_by_effort,
+        base.default_mode(settings), hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app),
+        settings.reasoning_content, settings.budgets_by_effort, base.layout.thinks_in_text,
     )  # fmt: skip
     if keys := KeyRing(api_keys(args, settings.operator_key), settings.api_keys_file):
         app.user_middleware.append(Middleware(KeyGuard, keys=keys))
@@ -76,7 +76,6 @@ async def create_app(
     mount_metrics(app)
     readiness.mount(app, engine, admission)
     mount_router(app, hybrid.router, bundle, settings.operator_key, hybrid.probes, router_file)
-    names = available_modes(bundle, can_mix=settings.soft_thinking)
     describe_modes(app, names, hybrid.max_latents, version("latentserve"))
     if settings.console:
         console.mount(app, names, is_demo=settings.is_demo, explains=hybrid.can_explain)
@@ -129,17 +128,18 @@ async def load_router_file(engine: HybridEngine, settings: Settings, metrics: Me
     return file
 
 
-def advice(engine: HybridEngine, bundle: Bundle | None) -> Iterator[str]:
+def advice(engine: HybridEngine, bundle: Bundle | None, base: Base) -> Iterator[str]:
     """What an operator should know of this base and its bundle."""
     if bundle and (audit := bundle.manifest.audit) and audit["verdict"] == "ornament":
         yield (
             f"The latents of {bundle.directory} are an ornament: answers are as right with others in their place (necessity "
             f"{audit['necessity']:.2f}, `latentserve analyse latents`). Mode direct costs less."
         )
+    if base.advice:
+        yield base.advice
     if missing := engine.hybrid.router.advice:
         yield missing
-    layout = bundle.manifest.layout if bundle else Layout()
-    if said := warning(engine.get_tokenizer(), layout, has_latents=engine.hybrid.can_think_latent):
+    if said := warning(base.tokenizer, base.layout, has_latents=engine.hybrid.can_think_latent):
         yield said
 
 
@@ -159,11 +159,12 @@ def mount_metrics(app: FastAPI) -> None:
     app.routes.insert(0, Route("/metrics", metrics))
 
 
-def available_modes(bundle: Bundle | None, *, can_mix: bool) -> list[str]:
+def available_modes(bundle: Bundle | None, base: Base, *, can_mix: bool) -> list[str]:
     manifest = bundle.manifest if bundle else None
     return modes.available(
         can_think_latent=bool(manifest and manifest.reasoning_net),
         can_think_on=bool(manifest and manifest.thinks_on),
+        can_think_in_text=base.layout.thinks_in_text,
         can_mix=can_mix,
     )
 
@@ -187,18 +188,21 @@ class Service:
 @asynccontextmanager
 async def start_service(args: Namespace, settings: Settings, bundle: Bundle | None) -> AsyncIterator[Service]:
     """With vLLM's flags from `parse_vllm_args`. Not yet warm; its engine is shut down on exit."""
-    names = available_modes(bundle, can_mix=settings.soft_thinking)
+    base = base_of(args, settings, bundle)
+    names = available_modes(bundle, base, can_mix=settings.soft_thinking)
     add_aliases(args, names)
     helper = await start_helper(settings, args)
     readiness = Readiness()
-    async with start_engine(args, settings, bundle, helper) as engine:
+    async with start_engine(args, settings, bundle, base, helper) as engine:
         metrics = engine.hybrid.metrics
-        for one in advice(engine, bundle):
+        for one in advice(engine, bundle, base):
             logger.warning(one)
         admission, workload = new_admission(engine, metrics), new_workload(engine, metrics)
         quotas = new_quotas(settings, metrics)
         router_file = await load_router_file(engine, settings, metrics)
-        app = await create_app(engine, args, settings, bundle, readiness, metrics, admission, workload, quotas, router_file)
+        app = await create_app(
+            engine, args, settings, bundle, readiness, metrics, admission, workload, quotas, base, names, router_file
+        )
         watching = asyncio.create_task(router_file.watch(settings.router_file_seconds)) if router_file else None
         try:
             yield Service(app, engine, admission, readiness, bundle, names)
@@ -230,10 +234,11 @@ def _welcome(address: str, args: Namespace, readiness: Readiness, settings: Sett
         "Ann has 5 pens. In January, she finds 3 pens. In February, she gives half of the pens away. "
         "How many pens does Ann have now?"
     )
+    mode = next(mode for mode in ("latent", "auto", *readiness.warm_modes) if mode in readiness.warm_modes)
     invitation = "Open it in a browser, or try" if settings.console else "Try"
     return (
         f"\nReady on {address} (modes: {', '.join(readiness.warm_modes)}). {invitation}:\n\n"
         f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        f'    -d \'{{"model": "{args.served_model_name[0]}", "mode": "latent", '
+        f'    -d \'{{"model": "{args.served_model_name[0]}", "mode": "{mode}", '
         f'"messages": [{{"role": "user", "content": "{question}"}}]}}\'\n'
     )

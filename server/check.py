@@ -8,6 +8,7 @@ from reasoning_net.bundle import Bundle, checkpoint_directory
 from reasoning_net.errors import StageError
 from reasoning_net.rollouts import prepare_environment
 from server.doctor.memory import kv_bytes_per_token, size, text_config
+from server.engine.base import base_of
 from server.engine.readiness import Readiness
 from server.engine.start import parse_vllm_args, start_engine
 from server.settings import Settings
@@ -27,9 +28,10 @@ def check_bundle(settings: Settings, bundle: Bundle) -> dict[str, Any]:
 async def _check(settings: Settings, bundle: Bundle, flags: list[str]) -> Readiness:
     from server.app import available_modes
 
-    readiness = Readiness()
-    async with start_engine(parse_vllm_args(settings, flags, bundle), settings, bundle) as engine:
-        await readiness.check(engine, bundle, available_modes(bundle, can_mix=False))
+    readiness, args = Readiness(), parse_vllm_args(settings, flags, bundle)
+    base = base_of(args, settings, bundle)
+    async with start_engine(args, settings, bundle, base) as engine:
+        await readiness.check(engine, bundle, available_modes(bundle, base, can_mix=False))
     return readiness
 
 

@@ -45,6 +45,9 @@ class Settings(BaseSettings):
         "auto", description="Where the engine runs; auto: on the GPU that torch sees, else on the CPU."
     )
     default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
+    thinking_prompt: str | None = Field(
+        None, description="What chains in text start with; a base without think tags has no mode explicit without one."
+    )
     num_latent_tokens: int | str | None = Field(
         None, description="Latents per question, the bundle's own number by default; auto: as few as suffice."
     )
@@ -173,7 +176,7 @@ class Settings(BaseSettings):
             manifest.calibration if manifest else None,
             policy=self.policy,
             entropy_threshold=self.entropy_threshold,
-            has_entropy=manifest is None or (manifest.probe is None and manifest.reasoning_net is None),
+            has_entropy=manifest is None or manifest.probe is None,
         )
 
 

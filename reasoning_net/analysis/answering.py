@@ -12,11 +12,10 @@ from transformers import DynamicCache
 
 from reasoning_net.analysis.triggers import Place, Trigger
 from reasoning_net.frozen import FrozenBase, Prompt
-from reasoning_net.layout import LayoutIds
+from reasoning_net.layout import END_OF_THINKING, LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.padding import padded
 from reasoning_net.rollouts import Rollouts, Sampling, think
-from reasoning_net.stages.traces import END_OF_THINKING
 from reasoning_net.tasks import Example, Task
 
 _BATCH = 64

@@ -28,7 +28,7 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
-from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
+from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
 from router.exits import Attempt, Chain, ExitRule, Trial, played
@@ -135,7 +135,7 @@ class Observer:
         self._chain = Sampling(max_chain_tokens, confidence=True, logprobs=_TOP)
         self._trial = Sampling(trial_tokens, confidence=True, logprobs=_TOP)
         self._boundaries = Boundaries(base.tokenizer)
-        self._end = base.tokenizer.convert_tokens_to_ids(END_OF_THINKING)
+        self._end = layout.end_token(base.tokenizer)
         self._probe = self._net = None
         if bundle:
             self._probe, self._net = bundle.probe(), bundle.reasoning_net()
@@ -158,13 +158,13 @@ class Observer:
         ]
         trials = iter([reply for (reply,) in self._engine.from_tokens(closed, self._trial)])
         for example, one, of in zip(examples, written, ends, strict=True):
-            _, closes, said = one.reply.text.partition(END_OF_THINKING)
-            final = self._task.final_answer(said) if closes else None
+            _, said = self._layout.split(one.reply.text)
+            final = None if said is None else self._task.final_answer(said)
             attempts = tuple(
                 self._attempt(example, one.reply, at, final, answered) for at, answered in zip(of, trials, strict=False)
             )
             yield Chain(
-                example.level, bool(closes) and self._task.is_correct(said, example.answer), len(one.thinking),
+                example.level, said is not None and self._task.is_correct(said, example.answer), len(one.thinking),
                 len(one.reply.token_ids), one.expected_tokens, attempts,
             )  # fmt: skip
 

@@ -30,13 +30,12 @@ from reasoning_net.checker import Arithmetic, Change, Checker, Reading, Trace, d
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
-from reasoning_net.layout import LayoutIds
+from reasoning_net.layout import END_OF_THINKING, LayoutIds
 from reasoning_net.lens import lens_logits, whole_numbers
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts, think
 from reasoning_net.stages.fit import fit_confidence
-from reasoning_net.stages.traces import END_OF_THINKING
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, TaskSpec
 from router.figures import auroc, known
@@ -144,7 +143,7 @@ class Explainer:
         if lens == INPUT:
             return lens_logits(z, self.base.embed.weight[self._tokens]).softmax(-1)
         states = self.base.extend(prompt, self.base.between(self._layout.before_latents, z, ()))
-        return self.base.model.lm_head(states[:, -z.shape[1] :]).float().softmax(-1)[..., self._tokens]
+        return self.base.logits(states[:, -z.shape[1] :]).float().softmax(-1)[..., self._tokens]
 
 
 def explain(config: ExplainConfig, explainer: Explainer, engine: Rollouts, checker: Checker) -> Iterator[Explanation]:

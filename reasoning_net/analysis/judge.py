@@ -101,7 +101,7 @@ class Judge:
         rows = self._prompt.rows(torch.tensor(of, device=self._base.device))
         before = rows.hidden_states[:, -1:]
         states, read = self._base.read_on(rows, self._base.embed(ids), kept)
-        logits = self._base.model.lm_head(torch.cat([before, states[:, :-1]], dim=1)).float()  # (R, P, V)
+        logits = self._base.logits(torch.cat([before, states[:, :-1]], dim=1)).float()  # (R, P, V)
         losses = -logits.log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1) * kept
         perplexities = (losses.sum(1) / kept.sum(1)).exp().tolist()
         shares = self._shares(read, of, self._layout.after_latents) if sampled else [0.0] * len(of)
@@ -168,5 +168,5 @@ class Influence:
         wanted = torch.tensor([ids], device=base.device)
         embeddings = base.embed(wanted).requires_grad_()
         states = base.extend(prompt.copy(), embeddings)
-        logits = base.model.lm_head(torch.cat([prompt.hidden_states[:, -1:], states[:, :-1]], dim=1)).float()
+        logits = base.logits(torch.cat([prompt.hidden_states[:, -1:], states[:, :-1]], dim=1)).float()
         return embeddings, logits.softmax(-1).gather(-1, wanted[:, :, None])[0, :, 0], spans

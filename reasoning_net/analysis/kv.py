@@ -32,7 +32,7 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.options import LayoutFile, Model, Questions, Seed, Share, commas
 from reasoning_net.padding import left_padded
 from reasoning_net.plots import plot_lines
-from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
+from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
 
@@ -151,8 +151,8 @@ class Writer:
     def _written(
         self, policy: str, budget: float, of: Decoded, at: int, row: int, whole: Decoded, batch: Sequence[Example]
     ) -> Written:
-        text = str(self._base.tokenizer.decode(of.tokens[at])).partition(END_OF_THINKING)[2]
-        right = self._task.is_correct(text, batch[row].answer)
+        _, said = self._layout.split(str(self._base.tokenizer.decode(of.tokens[at])))
+        right = self._task.is_correct(said or "", batch[row].answer)
         return Written(policy, budget, right, len(of.tokens[at]), of.cached[at], of.tokens[at] == whole.tokens[row])
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ from reasoning_net.padding import left_padded
 from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Backend, Rollouts, Sampling, latent_replies, start
 from reasoning_net.segments import Segments
-from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
+from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tables import table
 from reasoning_net.tasks import Example, Task, TaskSpec
 
@@ -175,7 +175,7 @@ class Cutter:
         """−log P of each token given those before it, (T,)."""
         base = self._base
         ids, mask = (tensor.to(base.device) for tensor in left_padded(prompts))
-        logits = base.model.lm_head(base.read_ids(ids, mask).hidden_states[:, :-1]).float()
+        logits = base.logits(base.read_ids(ids, mask).hidden_states[:, :-1]).float()
         likely = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         whole = torch.nn.functional.pad(-likely, (1, 0)).cpu()
         return [row[len(row) - len(prompt) :] for row, prompt in zip(whole, prompts, strict=True)]
@@ -186,7 +186,7 @@ class Cutter:
         explicit = self._engine.from_tokens([[*ids, *self._layout.explicit] for ids in prompts], long)
         texts = {
             DIRECT: [reply.text for (reply, *_) in direct],
-            EXPLICIT: [reply.text.partition(END_OF_THINKING)[2] for (reply, *_) in explicit],
+            EXPLICIT: [self._layout.split(reply.text)[1] or "" for (reply, *_) in explicit],
         }
         if self._net is not None:
             latent = latent_replies(self._net, self._base, self._engine, prompts, self._number, short)

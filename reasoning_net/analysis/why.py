@@ -30,7 +30,7 @@ from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, latent_replies, start
 from reasoning_net.segments import Segment, Segments
-from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
+from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tasks import Example, Task, TaskSpec
 
 _PHRASE = 3  # words
@@ -128,7 +128,7 @@ class Explainer:
         self._base, self._layout, self._net, self._num_latents = base, layout, net, num_latents
         self._engine, self._task, self._answering, self._thinking = engine, task, answering, thinking
         self._segments = Segments(base.tokenizer)
-        self._end = base.tokenizer.convert_tokens_to_ids(END_OF_THINKING)
+        self._end = layout.end_token(base.tokenizer)
 
     def explain(self, examples: Sequence[Example]) -> list[Explanation]:
         prompts = [self._base.prompt_ids(example.messages) for example in examples]

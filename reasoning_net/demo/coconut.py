@@ -170,4 +170,4 @@ def answer_logits(base: FrozenBase, prompt_ids: Tensor, mask: Tensor, number: in
         states = base.extend(prompt, torch.cat([thoughts[:, -1:], inputs], dim=1))
     else:
         states = torch.cat([prompt.hidden_states[:, -1:], base.extend(prompt, inputs)], dim=1)
-    return base.model.lm_head(states)
+    return base.logits(states)

@@ -93,6 +93,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     has_network = bundle.manifest.reasoning_net is not None
     # Where there is a network its latents say best whether they will do, and the last state how long a chain would be.
     features = config.features or (("last", "latents") if has_network else ("last", "mean"))
+    bundle.manifest.layout.check_explicit()
     if config.thinking.uses_latents and not bundle.manifest.thinks_on:
         raise StageError("The bundle's network was not trained for latent+explicit. Train one: `train sft --rest-share 0.2`.")
     number = bundle.manifest.num_latent_tokens or 0

@@ -150,7 +150,7 @@ class Observer:
                 replies = self.engine.from_latents(asked, latents, sampling, think_on=True)
             else:
                 replies = self.engine.from_tokens([[*ids, *self.layout.explicit] for ids in asked], sampling)
-            thought = Answers.of(replies, [examples[i] for i in part], self.task, after="</think>")
+            thought = Answers.of(replies, [examples[i] for i in part], self.task, after=self.layout.end_of_thinking)
             correct[part], tokens[part] = thought.correct[:, 0], thought.tokens[:, 0]
             if self.thinking.copies > 1:
                 right[part] = thought.correct.mean(1)
@@ -162,7 +162,7 @@ class Observer:
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
     """In nats, of the first token of a direct answer, (B,). The prompt's cache is used up."""
     direct = base.embed(torch.tensor([layout.direct], device=base.device)).expand(len(prompt.mask), -1, -1)
-    log_probs = base.model.lm_head(base.extend(prompt, direct)[:, -1]).float().log_softmax(-1)
+    log_probs = base.logits(base.extend(prompt, direct)[:, -1]).float().log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1).cpu()
 
 
@@ -180,7 +180,7 @@ def mean_entropies(base: FrozenBase, prompts: Sequence[list[int]], replies: Sequ
         read = padded([[ids[-1], *reply[:-1]] for reply in group], fill=0).to(
             base.device
         )  # each predicts the reply's next token
-        log_probs = base.model.lm_head(base.extend(prompt, base.embed(read))).float().log_softmax(-1)
+        log_probs = base.logits(base.extend(prompt, base.embed(read))).float().log_softmax(-1)
         entropies = -(log_probs.exp() * log_probs).sum(-1)
         kept = torch.arange(read.shape[1], device=base.device) < lengths[:, None]
         found.append((entropies.where(kept, 0).sum(1) / lengths).mean())

@@ -18,7 +18,7 @@ from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
-from reasoning_net.options import LayoutFile, Model
+from reasoning_net.options import LayoutFile, Model, ThinkingPrompt
 from reasoning_net.stages.sft import load_net
 from reasoning_net.tokenizer_check import warning
 
@@ -40,6 +40,7 @@ class PackConfig:
     thinks_on: bool = False
     """The network was trained for thinking that goes on in text (`train sft --rest-share`): offer latent+explicit."""
     layout: LayoutFile = None
+    thinking_prompt: ThinkingPrompt = None
     reasoning_parser: str = "qwen3"
     """vLLM's reasoning parser for the base."""
     trained_on: str = "demo"
@@ -49,7 +50,9 @@ class PackConfig:
 def main(config: PackConfig) -> Bundle:
     """Pack what the files say."""
     net, layout = load_net(config.net) if config.net else (None, FrozenBase(config.model).layout(config.layout))
+    layout = layout.prompted(config.thinking_prompt)
     if net is not None:
+        layout.check_latents()
         net.config = net.config.model_copy(update={"max_prompt_tokens": config.max_prompt_tokens})
     return pack(
         config.model, config.output, layout, net=net, num_latent_tokens=config.num_latent_tokens,
@@ -91,5 +94,7 @@ def parity(base: FrozenBase, bundle: Bundle) -> dict[str, Tensor]:
     tensors = {"prompt_token_ids": torch.tensor(token_ids), "hidden_state": prompt.hidden_states[0, -1].float()}
     net = bundle.reasoning_net()
     if net is not None:
-        tensors["latents"] = net(prompt.hidden_states, prompt.embeddings, prompt.mask, PARITY_LATENTS)[0]
+        tensors["latents"] = net(
+            prompt.hidden_states, prompt.embeddings, prompt.mask, min(PARITY_LATENTS, net.config.num_latent_tokens)
+        )[0]
     return tensors

@@ -31,7 +31,7 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.graphs import Graphed, compile_parts
 from reasoning_net.layout import Layout
 from reasoning_net.losses import losses
-from reasoning_net.model import ReasoningNet, config_of_backbone, embedding_rms, load_backbone
+from reasoning_net.model import ReasoningNet, config_of_backbone, load_backbone
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
 from reasoning_net.tasks import LEARNT, TaskSpec
@@ -133,11 +133,13 @@ def first_network(config: SftConfig, base: FrozenBase) -> tuple[ReasoningNet, La
         if net.config.base_hidden_size != base.hidden_size:
             raise StageError(f"{config.init} is for a base {net.config.base_hidden_size} wide, not {base.hidden_size}.")
         return net.to(base.device).train(), layout
-    return new_network(config, base), base.layout(config.layout)
+    layout = base.layout(config.layout)
+    layout.check_latents()
+    return new_network(config, base), layout
 
 
 def new_network(config: SftConfig, base: FrozenBase) -> ReasoningNet:
-    net = ReasoningNet(network_config(config, base.hidden_size), embedding_rms(base.embed.weight)).to(base.device)
+    net = ReasoningNet(network_config(config, base.hidden_size), base.embedding_rms).to(base.device)
     if config.backbone:
         load_backbone(net, config.backbone)
     return net
@@ -258,4 +260,4 @@ def load_net(output: Path) -> tuple[ReasoningNet, Layout]:
     config = ReasoningNetConfig.model_validate_json((output / "config.json").read_text())
     net = ReasoningNet(config)
     net.load_state_dict({name: tensor.float() for name, tensor in load_file(output / "reasoning_net.safetensors").items()})
-    return net.eval(), Layout.model_validate_json((output / "layout.json").read_text())
+    return net.eval(), Layout.read(output / "layout.json")

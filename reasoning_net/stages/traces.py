@@ -11,6 +11,7 @@ of as many questions a file, in the same order. An interrupted run goes on behin
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,15 +28,15 @@ from reasoning_net.demo.questions import Split
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
-from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share
+from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share, ThinkingPrompt
 from reasoning_net.precision import found_device
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LinesOf = Callable[[int, Sequence[T]], Iterable[Mapping[str, Any]]]
-END_OF_THINKING = "</think>"
 _KEEP = Parameter(converter=lambda _, tokens: float(tokens[0].value.removeprefix("keep=")), metavar="keep=SHARE")
 
 
@@ -59,6 +60,7 @@ class TracesConfig:
     """Questions between two saves."""
     sampling: Annotated[TracesSampling, Flat] = field(default_factory=TracesSampling)
     layout: LayoutFile = None
+    thinking_prompt: ThinkingPrompt = None
     compress: Annotated[Share | None, _KEEP] = None
     """keep=0.3 writes the most important 30 % of each chain's steps as R. The other figures stay those of the whole chain."""
     probe: Path | None = None
@@ -89,7 +91,11 @@ def main(config: TracesConfig) -> dict[str, Any]:
     """Answer and write; returns the counts."""
     task = config.task.load()
     base = FrozenBase(config.model, config.device)
-    layout = base.layout(config.layout).token_ids(base.tokenizer)
+    described = base.layout(config.layout, config.thinking_prompt)
+    described.check_explicit()
+    if described.placeholder_token_id is None:
+        logger.warning("The base reserves no token for latents: `train sft` needs one, see `latentserve check --tokenizer`.")
+    layout = described.token_ids(base.tokenizer)
     compress = _compressor(config, base, layout)
     states = config.output / "hidden_states"
     states.mkdir(parents=True, exist_ok=True)
@@ -106,7 +112,7 @@ def main(config: TracesConfig) -> dict[str, Any]:
                 replies = engine.from_tokens([[*prompt, *layout.explicit] for prompt in prompts], sampling)
                 last = torch.cat([base.read([prompt]).hidden_states[:, -1] for prompt in prompts])  # (B, d)
                 save_file({"last": last.float()}, states / f"{at // config.batch_size:05}.safetensors")
-                traces = [_trace(example, reply, task) for example, (reply, *_) in zip(batch, replies, strict=True)]
+                traces = [_trace(example, reply, task, layout) for example, (reply, *_) in zip(batch, replies, strict=True)]
                 if compress:
                     traces = [compress(prompt, trace) for prompt, trace in zip(prompts, traces, strict=True)]
                 lines.write("".join(json.dumps(asdict(trace), ensure_ascii=False) + "\n" for trace in traces))
@@ -126,14 +132,14 @@ def _compressor(config: TracesConfig, base: FrozenBase, layout: LayoutIds) -> Ca
     return lambda prompt, trace: replace(trace, reasoning=probe.compressed(reader, prompt, trace.reasoning, keep))
 
 
-def _trace(example: Example, reply: Reply, task: Task) -> Trace:
-    reasoning, end, answer = reply.text.partition(END_OF_THINKING)
+def _trace(example: Example, reply: Reply, task: Task, layout: LayoutIds) -> Trace:
+    reasoning, answer = layout.split(reply.text)
     return Trace(
         messages=example.messages,
         reasoning=reasoning.removeprefix("<think>").strip("\n"),
-        reply=answer.strip() if end else "",
+        reply=(answer or "").strip(),
         answer=example.answer,
-        correct=bool(end) and task.is_correct(answer, example.answer),
+        correct=answer is not None and task.is_correct(answer, example.answer),
         num_tokens=len(reply.token_ids),
         level=example.level,
         family=example.family,

@@ -7,6 +7,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 
+from reasoning_net.layout import NO_THINKING
 from router.exits import ExitRule
 from router.policy import RouterError
 from server.engine import modes
@@ -84,6 +85,29 @@ def guard_output(output: RequestOutput, params: SamplingParams) -> None:
         )
 
 
+def _guard_chain(ask: Ask, hybrid: "Hybrid", params: SamplingParams, *, needs_text: bool) -> None:
+    """What would do nothing where nobody can see a chain's end in one token."""
+    if hybrid.ends_chains:
+        return
+    asked = {
+        "thinking.budget_tokens": ask.thinking_budget is not None,
+        "thinking_token_budget": params.thinking_token_budget is not None,
+        "exit": bool(ask.exit),
+        "reasoning in brief": ask.brief,
+    }
+    if named := next((name for name, is_asked in asked.items() if is_asked), None):
+        raise VLLMValidationError(
+            f"{named} is for bases that open and close their thinking with one token each, and this one does not: leave it "
+            "out. max_tokens bounds a chain and its answer.",
+            parameter=named.split()[0],
+        )
+    if needs_text and hybrid.hides_ends and params.structured_outputs is not None:
+        raise VLLMValidationError(
+            f"mode={ask.mode} cannot keep to a schema on this base: where its chain ends is not one token. Use mode=direct.",
+            parameter="response_format",
+        )
+
+
 def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: SamplingParams, max_model_len: int) -> None:
     """Refuse what cannot be answered in the mode asked for, before any work is done."""
     mode = modes.registered().get(ask.mode)
@@ -101,6 +125,9 @@ def guard_ask(ask: Ask, hybrid: "Hybrid", token_ids: list[int], params: Sampling
             "--rest-share 0.2`, or use mode=auto, latent or explicit.",
             parameter="mode",
         )
+    if mode.needs_text and not hybrid.can_think_in_text:
+        raise VLLMValidationError(f"This server cannot answer in {ask.mode} mode. {NO_THINKING}", parameter="mode")
+    _guard_chain(ask, hybrid, params, needs_text=mode.needs_text)
     if mode.needs_mixtures and not hybrid.can_mix:
         raise VLLMValidationError(
             f"mode={ask.mode} is experimental, and this server was started without --soft-thinking. Use mode=explicit.",

@@ -31,7 +31,7 @@ from server.observe.record import Ask, Record
 if TYPE_CHECKING:
     from server.engine.seam import HybridEngine
 
-_ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
+ENTROPY_LOGPROBS = 20  # the head of the distribution, enough for the entropy of a first token
 _MAX_LABEL = 64
 _GAVE_UP = "The engine gave up on this request while it read the question. Try again."
 _FOR_READING = ("lora_request", "trace_headers", "priority", "session_id", "data_parallel_rank")
@@ -83,7 +83,15 @@ class Passes:
     @property
     def limits(self) -> Limits:
         hybrid, cap = self.engine.hybrid, self.question.params.thinking_token_budget
-        return self.ask.options.limits(hybrid.can_think_latent, cap, hybrid.thinking, self.most_tokens())
+        return self.ask.options.limits(self._may_use_latents, cap, hybrid.thinking, self.most_tokens())
+
+    @property
+    def _may_use_latents(self) -> bool:
+        """Mode auto has no use for latents that no probe says when to use, unless it has no other choice."""
+        hybrid = self.engine.hybrid
+        return hybrid.can_think_latent and (
+            self.ask.mode != Mode.AUTO or hybrid.has_probe or not hybrid.can_think_in_text or self.ask.explains
+        )
 
     def most_tokens(self, opening: tuple[int, ...] = ()) -> int:
         """That an answer may have: what the request allows, or what the question, and what stands after it, leave free."""
@@ -161,14 +169,14 @@ class Passes:
     async def _read(self) -> Verdict:
         started, hybrid, question = time.perf_counter(), self.engine.hybrid, self.question
         self._key = uuid.uuid4().hex
-        number = hybrid.most_latents(self.ask.num_latents) if hybrid.can_think_latent else 0
+        number = hybrid.most_latents(self.ask.num_latents) if self._may_use_latents else 0
         work = Read(self._key, number, explains=self.ask.explains)
         verdict, is_scored = Verdict(True, 0.0, 0.0), hybrid.has_probe or work.num_latents > 0
         if is_scored or hybrid.probes:
             params = read_params(work, hybrid.num_verdict_values)
             verdict = hybrid.verdict(self._logprobs_of(await self._last_of(question.prompt_with(()), params)))
-        if not is_scored:  # then the first token of a direct answer is the signal
-            params = read_params(None, _ENTROPY_LOGPROBS)
+        if not is_scored and hybrid.can_think_in_text:  # then the first token of a direct answer is the signal
+            params = read_params(None, ENTROPY_LOGPROBS)
             values = self._logprobs_of(await self._last_of(question.prompt_with(hybrid.layout.direct), params))
             verdict = replace(verdict, scores=replace(verdict.scores, entropy=_entropy(values)))
         self._has_read(work, verdict, started)
@@ -199,6 +207,8 @@ class Passes:
     async def decide(self, decision: Decision) -> None:
         """Write down how the question is answered; `answer` follows it. Where the key may not think in text, mode auto does
         without, and a named mode is refused."""
+        if decision.mode.thinks_in_text and (why := self.cannot_think()):
+            decision = self.demoted(decision, why)
         if decision.mode.thinks_in_text and (reason := await self.may_not_think()):
             if self.ask.mode != Mode.AUTO:
                 self.engine.refuse(reason)
@@ -242,6 +252,19 @@ class Passes:
             return decision
         return replace(decision, thinking_budget=self.limits.budget(calibration.budget_ratio * scores.tokens))
 
+    def cannot_think(self) -> str | None:
+        """Why no chain in text can be written here; guards refuse those that are asked for by name."""
+        hybrid = self.engine.hybrid
+        if not hybrid.can_think_in_text:
+            return "no_thinking"
+        has_room = not hybrid.hides_ends and hybrid.layout.end_of_thinking is not None  # for a chain in front of a grammar
+        return None if has_room or self.question.params.structured_outputs is None else "schema"
+
+    async def why_not_think(self) -> str | None:
+        """Why mode auto has to do without a chain; None where nothing stands in its way."""
+        refusal = None if (why := self.cannot_think()) else await self.may_not_think()
+        return refusal.reason if refusal else why
+
     async def may_not_think(self) -> OverloadedError | None:
         """What stands in the way of a chain in text; where nothing does, its predicted tokens are reserved."""
         if self.record.quota is None or self.ask.only_route:
@@ -250,7 +273,8 @@ class Passes:
 
     def demoted(self, decision: Decision, reason: str) -> Decision:
         """A cheap answer instead of a chain, which is given as it comes."""
-        cheap, scores = self.limits.cheap, self.record.scores or Scores()
+        cheap = Mode.DIRECT if decision.reason == "latents_not_finite" else self.limits.cheap
+        scores = self.record.scores or Scores()
         reason = f"demoted_{reason}"
         self.engine.hybrid.metrics.demoted(reason)
         return replace(

@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reasoning_net.boundaries import Boundaries, literal_tokens
 from reasoning_net.bundle import Bundle
-from reasoning_net.layout import LayoutIds
+from reasoning_net.layout import NO_THINKING, Layout, LayoutIds
 from reasoning_net.lens import whole_numbers
 from router.exits import ExitRule, Exits
 from router.helper import HelpRule
@@ -61,12 +61,16 @@ class Hybrid:
     """What mode auto answers with where a cheap answer does not suffice."""
     has_probe: bool
     metrics: Metrics
+    can_think_in_text: bool
+    """Whether the base writes chains: by itself, or by a thinking prompt."""
     end_of_thinking: int | None
-    """The last token of what ends a chain."""
+    """The token that ends a chain; None where that is not one token."""
     exits: Exits
     """Whose chains may end early, where a request does not say."""
     can_read_latents: bool
     """Whether some tokens of the base are whole numbers, which latents can be read by."""
+    hides_ends: bool
+    """Whether chains end with several tokens: no grammar begins after them."""
     can_close: bool
     """Whether the worker may close a chain: one token does it, and a step samples one a request (no drafts)."""
     can_mix: bool
@@ -83,6 +87,11 @@ class Hybrid:
     @property
     def can_think_latent(self) -> bool:
         return self.max_latents > 0
+
+    @property
+    def ends_chains(self) -> bool:
+        """Whether one token opens a chain, and one ends it."""
+        return None not in self.tags
 
     @property
     def can_explain(self) -> bool:
@@ -143,6 +152,18 @@ class Hybrid:
         return longest
 
 
+def _note(hybrid: Hybrid) -> str | None:
+    """What keeps mode auto from its choice."""
+    if not hybrid.can_think_in_text:
+        return f"{NO_THINKING} Until then mode auto answers {'latent' if hybrid.can_think_latent else 'direct'}."
+    if hybrid.can_think_latent and not hybrid.has_probe:
+        return (
+            "The bundle has a network and no probe, so mode auto goes by the entropy of a direct answer's first token and uses "
+            "no latents: they are for mode latent. A probe takes minutes: `latentserve router fit`."
+        )
+    return None
+
+
 class Room(asyncio.Semaphore):
     """For so many requests; and how many answers wait for it."""
 
@@ -193,7 +214,7 @@ class HybridEngine(AsyncLLM):
     _shadows: Shadows | None = None
 
     async def install(
-        self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
+        self, bundle: Bundle | None, layout: Layout, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
         max_thinking_tokens: int | None = None, exits: Exits = "auto", answer_reserve_tokens: int | None = None,
         probes: tuple[ProbeFile, ...] = (), soft_thinking: bool = False, helper: Helper | None = None,
@@ -209,7 +230,7 @@ class HybridEngine(AsyncLLM):
         tokenizer = self.get_tokenizer()
         numbers = whole_numbers(tokenizer)
         self.hybrid = Hybrid(
-            layout=layout,
+            layout=layout.token_ids(tokenizer),
             router=router,
             num_latents=num_latents if isinstance(num_latents, int) else served,
             chooses_latents=num_latents == "auto",
@@ -219,9 +240,11 @@ class HybridEngine(AsyncLLM):
             thinking=router.calibration.thinking if router.calibration else Mode.EXPLICIT,
             has_probe=probe is not None,
             metrics=metrics,
-            end_of_thinking=end[-1],
+            can_think_in_text=layout.thinks_in_text,
+            end_of_thinking=end[0] if len(end) == 1 else None,
             exits=exits,
             can_read_latents=bool(numbers),
+            hides_ends=len(end) > 1,
             can_close=len(end) == 1 and self.vllm_config.speculative_config is None,
             can_mix=soft_thinking,
             help=helper.rule if helper else None,
@@ -232,6 +255,7 @@ class HybridEngine(AsyncLLM):
         # Latents are held from reading to the end of the answer: of what the engine runs at once, and of as many again.
         self.room = Room(2 * self.vllm_config.scheduler_config.max_num_seqs)
         self.slots = Slots(long_slots or max(1, self.vllm_config.scheduler_config.max_num_seqs // 2))
+        router.note = _note(self.hybrid)
         self._max_thinking, self.helper = max_thinking_tokens, helper
         metrics.watch_router(router)
         metrics.watch_held(lambda: self.held)
@@ -396,10 +420,12 @@ class HybridEngine(AsyncLLM):
     @property
     def has_thinking_budgets(self) -> bool:
         config = self.vllm_config.reasoning_config
-        return config is not None and config.enabled
+        return config is not None and config.enabled and self.hybrid.ends_chains
 
     async def inspect(self, token_ids: list[int], num_latents: int = 0) -> tuple[list[list[float]], list[list[float]] | None]:
         """H_X (T, d) and z (N, d) of a prompt, as the worker computes them; for the parity check."""
+        if num_latents > self.hybrid.max_latents:
+            raise ValueError(f"{num_latents} latents are asked for, and the network computes at most {self.hybrid.max_latents}")
         key = unique_id("inspect")
         params = read_params(Read(key, num_latents, keep_states=True), self.hybrid.num_verdict_values)
         try:

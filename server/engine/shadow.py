@@ -70,6 +70,8 @@ class Shadows:
 
     async def _compare(self, shadowed: _Shadowed) -> None:
         cheap = Limits(self._engine.hybrid.can_think_latent).cheap
+        if not self._engine.hybrid.can_think_in_text:
+            return None  # there is no other mode to compare with
         other = cheap if shadowed.mode.thinks_in_text else self._engine.hybrid.thinking
         token_ids = await self._answer(shadowed, other)
         if token_ids is None:

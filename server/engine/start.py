@@ -16,12 +16,13 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from reasoning_net.bundle import Bundle
-from reasoning_net.layout import Layout
 from reasoning_net.manifest import Manifest
 from router.user_probe import ProbeFile, average, output_names, read_probes
+from server.engine.base import Base
 from server.engine.errors import ConfigurationError
 from server.engine.helper import Helper
 from server.engine.pace import Pace
+from server.engine.passes import ENTROPY_LOGPROBS
 from server.engine.seam import HybridEngine
 from server.engine.work import Verdict
 from server.engine.worker.networks import with_networks
@@ -64,11 +65,9 @@ def _given(flags: Sequence[str]) -> set[str]:
     return names | {"--" + name.removeprefix("--no-") for name in names}
 
 
-def _defaults(settings: Settings, bundle: Bundle | None) -> list[list[str]]:
+def _defaults(settings: Settings) -> list[list[str]]:
     """Our own, flag by flag."""
-    flags = [["--reasoning-parser", bundle.manifest.reasoning_parser if bundle else "qwen3"]]
-    if settings.runs_on == "cpu":
-        flags.append(["--block-size", str(CPU_BLOCK_SIZE)])
+    flags = [["--block-size", str(CPU_BLOCK_SIZE)]] if settings.runs_on == "cpu" else []
     if settings.is_demo:
         flags += [
             ["--served-model-name", "demo"],
@@ -93,7 +92,7 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     given = _given(flags)
     ours = ["--model", settings.model, "--host", settings.host, "--port", str(settings.port)]
     ours += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
-    for flag, *values in _defaults(settings, bundle):
+    for flag, *values in _defaults(settings):
         name = flag.replace("_", "-")
         if name not in given and name.split(".")[0] not in given:
             ours += [flag, *values]
@@ -182,13 +181,17 @@ def _fit_reading(config: VllmConfig, manifest: Manifest | None, probes: Sequence
             "--kv-transfer-config."
         )
     most, ladder = config.model_config.max_logprobs, manifest.probe.ladder if manifest and manifest.probe else ()
-    if probes and most >= 0:  # a verdict travels in log-probabilities
+    if 0 <= most < ENTROPY_LOGPROBS:
+        raise ConfigurationError(
+            f"--max-logprobs {most} is too few: the router reads {ENTROPY_LOGPROBS} log-probabilities of a token. Leave it out."
+        )
+    if most >= 0:  # a verdict travels in log-probabilities
         config.model_config.max_logprobs = max(most, Verdict.num_values(ladder, output_names(probes)))
 
 
 @asynccontextmanager
 async def start_engine(
-    args: Namespace, settings: Settings, bundle: Bundle | None, helper: Helper | None = None
+    args: Namespace, settings: Settings, bundle: Bundle | None, base: Base, helper: Helper | None = None
 ) -> AsyncIterator[HybridEngine]:
     """The engine with the bundle installed in its worker; shut down on exit, as is the helper's client."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
@@ -209,11 +212,9 @@ async def start_engine(
     )
     engine.pace = pace
     try:
-        layout = bundle.manifest.layout if bundle else Layout()
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
         await engine.install(
             bundle,
-            layout.token_ids(tokenizer),
+            base.layout,
             settings.router(bundle.manifest if bundle else None),
             Metrics(),
             num_latents=settings.num_latents,

@@ -60,6 +60,7 @@ class Terms:
     """Thinking text is repeated as `reasoning_content`."""
     effort_budgets: Mapping[str, int] = field(default_factory=dict)
     """Thinking tokens by effort."""
+    explicit_available: bool = True
 
 
 def parse(raw: bytes) -> Any:
@@ -212,6 +213,8 @@ class Wish:
         implied = self.implied
         if implied is Mode.LATENT and not terms.latent_available:
             implied = Mode.AUTO  # a low effort is no demand for latents
+        if implied is Mode.EXPLICIT and self.effort and not terms.explicit_available:
+            implied = Mode.AUTO  # nor a high one for a chain
         if self.named is None or (self.may_narrow and implied is not None):
             return implied or terms.default
         return self.named

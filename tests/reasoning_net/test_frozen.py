@@ -4,30 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LATENT_TOKEN
+from tests.bases import SHAPES, write_base
 
 PROMPTS = [[5, 6, 7, 11, 12], [8, 9]]
 
 
-@pytest.fixture(scope="module", params=["qwen3", "qwen2", "llama"])
-def any_base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "qwen3":
-        return tiny_base
-    directory = tmp_path_factory.mktemp(request.param)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    sizes = {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes)) if request.param == "qwen2" else LlamaForCausalLM(LlamaConfig(**sizes))
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+@pytest.fixture(scope="module", params=SHAPES)
+def any_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_answers_do_not_depend_on_the_batch_and_checkpointing_changes_nothing(any_base: Path) -> None:
@@ -48,6 +36,15 @@ def test_answers_do_not_depend_on_the_batch_and_checkpointing_changes_nothing(an
         assert not base.model.training
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-4)
+
+
+def test_the_network_s_scale_and_the_logits_are_the_base_s_own(any_base: Path) -> None:
+    """Of Gemma: embeddings are scaled as they enter, and logits are capped."""
+    base = FrozenBase(any_base)
+    ids = torch.arange(len(base.embed.weight))
+    assert base.embedding_rms == pytest.approx(float(base.embed(ids).square().mean().sqrt()), rel=1e-3)
+    states = base.read(PROMPTS[:1]).hidden_states
+    torch.testing.assert_close(base.logits(states), base.model(torch.tensor(PROMPTS[:1])).logits, rtol=1e-3, atol=1e-4)
 
 
 def test_greedy_generation_is_that_of_transformers(any_base: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from reasoning_net.bundle import Bundle
-from reasoning_net.layout import default_layout
+from reasoning_net.layout import Layout, default_layout
 from reasoning_net.stages.pack import pack
 from reasoning_net.tasks import DemoTask
 from reasoning_net.tokenizer_check import Check, run, warning
@@ -61,10 +61,9 @@ def test_one_whose_digits_are_tokens(tokenizer) -> None:
 
 
 def test_pieces_that_are_another_token_once_they_are_joined(tokenizer) -> None:
-    """As of a template that opens the thinking: two line breaks in a row are one token."""
+    """As of a template that opens the thinking, and a layout that begins a line: two line breaks in a row are one token."""
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>\\n' }}"
-    layout = default_layout(tokenizer, len(tokenizer))
-    assert found(tokenizer)["question + direct layout"].wrong == "mode direct"
+    layout = Layout(direct="\n</think>\n\n", before_latents="")
     assert "at odds with mode direct" in str(warning(tokenizer, layout, has_latents=False))
 
 

@@ -32,6 +32,8 @@ class ReasoningMode(ABC):
     """Whether a server without a reasoning network must refuse it."""
     needs_thinking_on: ClassVar[bool] = False
     """Whether the network must have been trained for thinking that goes on in text."""
+    needs_text: ClassVar[bool] = False
+    """Whether the base must think in text: by itself, or by a thinking prompt."""
     needs_mixtures: ClassVar[bool] = False
     """Whether a server must have been started with `--soft-thinking`."""
 
@@ -57,12 +59,13 @@ def registered() -> dict[str, ReasoningMode]:
     return {mode.name: mode for mode in (Auto(), Latent(), LatentExplicit(), Explicit(), Direct(), Soft(), *others)}
 
 
-def available(*, can_think_latent: bool, can_think_on: bool, can_mix: bool) -> list[str]:
+def available(*, can_think_latent: bool, can_think_on: bool, can_think_in_text: bool, can_mix: bool) -> list[str]:
     """The names of the modes that a server can answer in."""
     return [
         name
         for name, mode in registered().items()
         if (can_think_latent or not mode.needs_latents)
         and (can_think_on or not mode.needs_thinking_on)
+        and (can_think_in_text or not mode.needs_text)
         and (can_mix or not mode.needs_mixtures)
     ]

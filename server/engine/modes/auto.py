@@ -28,6 +28,8 @@ class Auto(ReasoningMode):
         known = verdict.scores.correct(limits.cheap)
         if known is not None and math.isfinite(known):
             router.drift.add(known)
+        if not run.engine.hybrid.can_think_in_text:
+            return Decision(limits.cheap, known, None, "no_thinking")
         decision = run.record.policy.decide(verdict.scores, limits)
         if run.engine.load() >= _CROWDED:
             decision = run.demoted(decision, "load") if decision.mode.thinks_in_text else replace(decision, check=False)
@@ -63,8 +65,8 @@ class Auto(ReasoningMode):
                 if unchecked > 0 and choice.logprobs:
                     record.confidence = min(record.confidence, least_certain(choice.logprobs[:unchecked]))
                     decision = policy.check(record.scores, record.confidence, limits)
-                    if decision.mode.thinks_in_text and (reason := await run.may_not_think()):
-                        decision, unchecked = run.demoted(decision, reason.reason), 0
+                    if decision.mode.thinks_in_text and (why := await run.why_not_think()):
+                        decision, unchecked = run.demoted(decision, why), 0
                     if decision.mode.thinks_in_text:
                         run.escalate(decision)
                         return

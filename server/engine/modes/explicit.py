@@ -12,6 +12,7 @@ from server.engine.passes import Passes
 
 class Explicit(ReasoningMode):
     name, arm = "explicit", Mode.EXPLICIT
+    needs_text = True
 
     async def answer(self, run: Passes) -> AsyncGenerator[RequestOutput, None]:
         if run.must_predict or run.predicts_exits:

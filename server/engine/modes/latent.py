@@ -27,4 +27,4 @@ class LatentExplicit(Latent):
     """What the latents do not hold is thought through in text."""
 
     name, arm = "latent+explicit", Mode.LATENT_EXPLICIT
-    needs_thinking_on = True
+    needs_thinking_on = needs_text = True

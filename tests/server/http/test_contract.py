@@ -178,6 +178,13 @@ def test_a_low_effort_is_no_demand_for_latents() -> None:
     assert ask.mode == "auto"
 
 
+def test_a_high_effort_is_no_demand_for_a_chain_where_there_is_none() -> None:
+    terms = Terms(explicit_available=False)
+    assert read_ask("/v1/chat/completions", {"reasoning_effort": "high"}, None, terms).mode == "auto"
+    switched = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert read_ask("/v1/chat/completions", switched, None, terms).mode == "explicit", "which is refused, with what to do"
+
+
 def test_anthropics_budget_becomes_the_budget() -> None:
     ask = read_ask("/v1/messages", {"thinking": {"type": "enabled", "budget_tokens": 77}}, None, Terms())
     assert ask is not None
