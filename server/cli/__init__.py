@@ -37,6 +37,7 @@ COMMANDS = {
     "train sft": "Stage 1: train the reasoning network on the frozen base (SFT). `accelerate launch` for several GPUs.",
     "train grpo": "Stage 2: reinforce the latents whose answers are right (GRPO), rollouts on the vLLM engine.",
     "train sweep": "The paper's ablations: numbers of latents, conditioners, SFT against SFT + GRPO. One table at the end.",
+    "train compare": "Options of GRPO against plain GRPO: one network, as many rollouts, several seeds. One table at the end.",
     "analyse": "Look inside: what latents carry, and what a chain does.",
     "analyse attention": "How sure is an explicit answer? Follow it back through attention (UQAC).",
     "analyse kv": "How much of its KV cache does a chain need? Cached tokens are dropped while it is written.",

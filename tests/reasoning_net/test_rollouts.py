@@ -12,7 +12,16 @@ from reasoning_net.analysis import trajectory
 from reasoning_net.bundle import Bundle, fingerprint
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.rollouts import Sampling, TransformersRollouts, VllmRollouts, greedy_accuracy, latent_replies
+from reasoning_net.latent_noise import drawn
+from reasoning_net.rollouts import (
+    Sampling,
+    TransformersRollouts,
+    VllmRollouts,
+    greedy_accuracy,
+    latent_replies,
+    noisy_replies,
+    think,
+)
 from reasoning_net.stages import traces
 from reasoning_net.step_probe import StepMlp, StepProbe, StepProbeConfig
 from reasoning_net.tasks import DemoTask, TaskSpec
@@ -59,6 +68,22 @@ def test_samples_of_a_question_differ_and_a_seed_repeats_them(
         assert first == again
         assert len({reply.text for group in first for reply in group}) > 8
         assert backend.from_latents(prompts, latents, replace(sampling, seed=4)) != first
+
+
+def test_with_noise_each_copy_is_written_after_latents_of_its_own(
+    engine: VllmRollouts, base: FrozenBase, bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    """Greedy copies differ by nothing but their latents."""
+    reference = TransformersRollouts(base, bundle.manifest.layout.token_ids(base.tokenizer))
+    with torch.no_grad():
+        latents = think(bundle.reasoning_net(), base.read(prompts[:4]), 4)
+    noise, _ = drawn(latents, 1.0, 3, seed=0)
+    for backend in (engine, reference):
+        noisy = noisy_replies(backend, prompts[:4], latents, noise, Sampling(copies=3))
+        assert len({reply.text for group in noisy for reply in group}) > 4
+        for copy in range(3):
+            alone = backend.from_latents(prompts[:4], latents + noise[:, copy], Sampling())
+            assert [group[copy] for group in noisy] == [reply for (reply,) in alone]
 
 
 def test_the_demo_s_network_answers_better_than_chance(base: FrozenBase, bundle: Bundle, engine: VllmRollouts) -> None:
