@@ -107,6 +107,11 @@ class LayoutIds:
     end_of_thinking: str | None = END_OF_THINKING
     """The text that ends a chain; None where a chain and its answer are one text."""
 
+    @property
+    def thinks_in_text(self) -> bool:
+        """As of `Layout`."""
+        return self.end_of_thinking is not None or bool(self.explicit)
+
     def latent(self, num_latents: int) -> tuple[int, ...]:
         """The latent layout, with placeholders where the engine overlays z."""
         return (*self.opened(num_latents), *self.after_latents)

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from reasoning_net.bundle import Bundle
-from reasoning_net.config import ReasoningNetConfig
+from reasoning_net.config import Conditioner, ReasoningNetConfig
 from reasoning_net.demo.tokenizer import train_tokenizer
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import THINK_TAGS
@@ -35,13 +35,14 @@ HIDDEN = 64
 NUM_LATENTS = 8
 Tags = Literal["tokens", "text", "none"]
 _SLIDING = {"sliding_window": 16}
+_BOTH = ["sliding_attention", "full_attention"]
 SHAPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"tie_word_embeddings": True}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
     "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False} | _SLIDING),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"query_pre_attn_scalar": 32, "final_logit_softcapping": 5.0} | _SLIDING),
-    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"query_pre_attn_scalar": 32} | _SLIDING),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"query_pre_attn_scalar": 32, "layer_types": _BOTH} | _SLIDING),
 }
 """Config, model, and what is particular to it: Gemma scales its embeddings and ties its head, and Gemma 2 caps its logits."""
 
@@ -86,15 +87,17 @@ def _without_tags(text: str) -> str:
     return json.dumps(config)
 
 
-def write_bundle(base: Path, directory: Path, thinking_prompt: str | None = None) -> Bundle:
+def write_bundle(
+    base: Path, directory: Path, thinking_prompt: str | None = None, conditioner: Conditioner = "all+embeddings"
+) -> Bundle:
     """A random network whose latents are as loud as the base's own embeddings."""
     torch.manual_seed(1)
     frozen = FrozenBase(base)
     config = ReasoningNetConfig(
-        base_hidden_size=frozen.hidden_size, num_latent_tokens=NUM_LATENTS, conditioner="all+embeddings", num_hidden_layers=2
+        base_hidden_size=frozen.hidden_size, num_latent_tokens=NUM_LATENTS, conditioner=conditioner, num_hidden_layers=2
     )
     net = ReasoningNet(config, frozen.embedding_rms)
-    return pack(str(base), directory, frozen.layout(None, thinking_prompt), net=net, num_latent_tokens=NUM_LATENTS)
+    return pack(str(base), directory, frozen.layout(), net=net, num_latent_tokens=NUM_LATENTS)
 
 
 @torch.no_grad()

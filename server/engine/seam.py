@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from reasoning_net.boundaries import Boundaries, literal_tokens
 from reasoning_net.bundle import Bundle
-from reasoning_net.layout import NO_THINKING, Layout, LayoutIds
+from reasoning_net.layout import NO_THINKING, LayoutIds
 from reasoning_net.lens import whole_numbers
 from router.exits import ExitRule, Exits
 from router.helper import HelpRule
@@ -29,6 +29,7 @@ from router.router import Router
 from router.user_probe import ProbeFile, output_names
 from server.engine import modes
 from server.engine.budgets import Reserve, reserve_of
+from server.engine.errors import ConfigurationError
 from server.engine.explain import Said
 from server.engine.guards import guard_ask, guard_encodable, guard_only_text, guard_output, guard_params, guard_prompt
 from server.engine.helper import Helper
@@ -40,6 +41,8 @@ from server.http.errors import OverloadedError
 from server.http.keys import Key, client_key, salt_of
 from server.observe.metrics import Metrics
 from server.observe.record import Ask, Record, current
+
+_REFUSED = "Call to collective_rpc method failed: "  # and then why, in the words of the worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class HybridEngine(AsyncLLM):
     _shadows: Shadows | None = None
 
     async def install(
-        self, bundle: Bundle | None, layout: Layout, router: Router, metrics: Metrics, *,
+        self, bundle: Bundle | None, layout: LayoutIds, router: Router, metrics: Metrics, *,
         num_latents: NumLatents | None = None, shadow_share: float = 0.0, long_slots: int | None = None,
         max_thinking_tokens: int | None = None, exits: Exits = "auto", answer_reserve_tokens: int | None = None,
         probes: tuple[ProbeFile, ...] = (), soft_thinking: bool = False, helper: Helper | None = None,
@@ -230,7 +233,7 @@ class HybridEngine(AsyncLLM):
         tokenizer = self.get_tokenizer()
         numbers = whole_numbers(tokenizer)
         self.hybrid = Hybrid(
-            layout=layout.token_ids(tokenizer),
+            layout=layout,
             router=router,
             num_latents=num_latents if isinstance(num_latents, int) else served,
             chooses_latents=num_latents == "auto",
@@ -245,7 +248,7 @@ class HybridEngine(AsyncLLM):
             exits=exits,
             can_read_latents=bool(numbers),
             hides_ends=len(end) > 1,
-            can_close=len(end) == 1 and self.vllm_config.speculative_config is None,
+            can_close=len(end) == 1 and end[0] is not None and self.vllm_config.speculative_config is None,
             can_mix=soft_thinking,
             help=helper.rule if helper else None,
             tags=(start[0] if len(start) == 1 else None, end[0] if len(end) == 1 else None),
@@ -263,7 +266,10 @@ class HybridEngine(AsyncLLM):
             self._shadows = Shadows(self, shadow_share, metrics, tokenizer.decode)
         literal = literal_tokens(tokenizer) if soft_thinking else []
         kinds = TokenKinds(numbers, literal, sorted(self.boundaries.breaks), sorted(self.boundaries.blank))
-        await self.collective_rpc("latentserve_install", args=(asdict(kinds),))
+        try:
+            await self.collective_rpc("latentserve_install", args=(asdict(kinds),))
+        except Exception as error:  # vLLM's own class for whatever a worker raises
+            raise ConfigurationError(str(error).removeprefix(_REFUSED)) from error
         # The model runner takes our embeddings from here on; vLLM's front end shall take nobody's.
         self.model_config.enable_prompt_embeds = False
 

@@ -214,7 +214,7 @@ async def start_engine(
     try:
         await engine.install(
             bundle,
-            base.layout,
+            base.layout.token_ids(base.tokenizer),
             settings.router(bundle.manifest if bundle else None),
             Metrics(),
             num_latents=settings.num_latents,

@@ -58,7 +58,8 @@ async def engine(bundle: Bundle, base: FrozenBase, metrics: Metrics) -> AsyncIte
     )
     engine = HybridEngine.from_vllm_config(hybrid_config(args, bundle))
     router = Router(bundle.manifest.calibration)
-    await engine.install(bundle, bundle.manifest.layout, router, metrics, num_latents=NUM_LATENTS, soft_thinking=True)
+    layout = bundle.manifest.layout.token_ids(base.tokenizer)
+    await engine.install(bundle, layout, router, metrics, num_latents=NUM_LATENTS, soft_thinking=True)
     yield engine
     engine.shutdown()
 
