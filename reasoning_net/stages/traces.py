@@ -28,7 +28,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share
-from reasoning_net.precision import found_device
+from reasoning_net.precision import engine_dtype, found_device
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -88,7 +88,7 @@ class Trace:
 def main(config: TracesConfig) -> dict[str, Any]:
     """Answer and write; returns the counts."""
     task = config.task.load()
-    base = FrozenBase(config.model, config.device)
+    base = FrozenBase(config.model, config.device, engine_dtype(torch.device(config.device)))
     layout = base.layout(config.layout).token_ids(base.tokenizer)
     compress = _compressor(config, base, layout)
     states = config.output / "hidden_states"
