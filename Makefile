@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices soak cluster balancers ray ray-scaling attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices cuda-metadata soak cluster balancers ray ray-scaling attack backdoor fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -46,6 +46,11 @@ dashboards: $(STAMP)
 manifests: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 	$(BIN)/pytest -o addopts= -q tests/long/manifests.py
+
+# vLLM's wheel for GPUs against our lock file and our imports, by its metadata and its list of files: half a minute, and an index.
+cuda-metadata: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps remotezip==0.12.6
+	$(BIN)/pytest -o addopts= -q tests/long/cuda_metadata.py
 
 # Tensor parallelism: two minutes.
 devices: $(STAMP)

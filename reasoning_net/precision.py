@@ -16,6 +16,11 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if slow else torch.bfloat16
 
 
+def engine_dtype(device: torch.device) -> torch.dtype:
+    """Of the offline stages' engine (`rollouts`), and of a base whose states are kept beside what it answers."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """Autocast to `compute_dtype`; does nothing where that is float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) is torch.bfloat16)

@@ -26,12 +26,14 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.plots import Points, plot_lines
+from reasoning_net.precision import engine_dtype
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.calibrate import calibrate
 from reasoning_net.stages.difficulty import Labelling, classified
 from reasoning_net.stages.observe import Observations, Observer
 from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
+from reasoning_net.training import training_device
 from router.calibration import Confidence, Target, log_odds
 from router.figures import auroc, brier, calibration_error, reliability
 from router.outcomes import Outcome, to_tensors
@@ -133,7 +135,8 @@ def main(config: FitConfig) -> dict[str, Any]:
 
 def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], number: int) -> Observations:
     """Validation questions; those of the first quarter, which is held out, are all thought through in text as well."""
-    task, base, net = config.task.load(), FrozenBase(config.model), bundle.reasoning_net()
+    task, net, device = config.task.load(), bundle.reasoning_net(), training_device()
+    base, net = FrozenBase(config.model, device, engine_dtype(device)), net.to(device) if net else None
     stream = (example for example in task.examples(config.seed, "validation") if example.answer)
     examples = list(itertools.islice(stream, config.n))
     if len(examples) < 40:

@@ -125,7 +125,7 @@ class Observer:
         sampling = replace(self.answering, seed=self.seed + at)
         prompt = self.base.read(prompts, self.layers)
         latents = think(self.net, prompt, self.num_latents) if self.net else None
-        states = reader.features(prompt.all_states.float(), prompt.mask, latents)
+        states = reader.features(prompt.all_states.float(), prompt.mask, None if latents is None else latents.float()).cpu()
         replies = self.engine.from_tokens([[*x, *self.layout.direct] for x in prompts], sampling)
         cheap = direct = Answers.of(replies, examples, self.task)
         by_latents = {}

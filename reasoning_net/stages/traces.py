@@ -29,7 +29,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share, ThinkingPrompt
-from reasoning_net.precision import found_device
+from reasoning_net.precision import engine_dtype, found_device
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -90,7 +90,7 @@ class Trace:
 def main(config: TracesConfig) -> dict[str, Any]:
     """Answer and write; returns the counts."""
     task = config.task.load()
-    base = FrozenBase(config.model, config.device)
+    base = FrozenBase(config.model, config.device, engine_dtype(torch.device(config.device)))
     described = base.layout(config.layout, config.thinking_prompt)
     described.check_explicit()
     if described.placeholder_token_id is None:
