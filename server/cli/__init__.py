@@ -31,6 +31,7 @@ COMMANDS = {
     "check": "Look for faults before anybody meets them: a tokenizer that is at odds with us, a bundle with a backdoor.",
     "demo": "The embedded demo: its questions, and how its model is made.",
     "demo questions": "Print demo questions as JSON lines with the keys question, answer, steps, family.",
+    "demo smollm2": "Write SmolLM2-135M-Instruct, a real base that comes with a package, as a checkpoint.",
     "demo train-base": "Train the demo's base model; with --coconut one learns to think in its own hidden states.",
     "train": "Train a reasoning network: traces, SFT, GRPO, sweeps. Every stage resumes.",
     "train traces": "Explicit answers of the base: X, R, Y, whether Y is right, tokens, and the final hidden state of X.",

@@ -1,6 +1,7 @@
 """`latentserve demo …`."""
 
 import itertools
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -21,6 +22,12 @@ def questions(
 ) -> None:
     for question in itertools.islice(stream(seed, split), n):
         print(question.public_json())
+
+
+def smollm2(*, output: Annotated[Path, Parameter(help="Directory of the checkpoint.")]) -> None:
+    from reasoning_net.demo.smollm2 import main  # transformers' whole zoo
+
+    main(output)
 
 
 def train_base(

@@ -155,5 +155,9 @@ def test_a_draft_model_is_refused() -> None:
     assert "method eagle is not supported" in start("--speculative-config", '{"method": "eagle", "model": "x"}')
 
 
+def test_too_few_log_probabilities_for_a_verdict() -> None:
+    assert "--max-logprobs 5 is too few" in start("--max-logprobs", "5")
+
+
 def test_a_helper_that_is_not_there() -> None:
     assert "--helper http://127.0.0.1:9 cannot be asked for its model" in start("--helper", "http://127.0.0.1:9")

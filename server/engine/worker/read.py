@@ -105,8 +105,11 @@ class Reader:
         """Keep the step's states, (1 + L, T, d); compute verdicts and latents of the questions that end in it."""
         if self._pages is not None:
             self._pages.write(hidden_states)
-        if not ended or (self._net is None and self._probe is None and not self._user_probes):
-            return  # without them the first token's own log-probabilities are the signal
+        if self._net is None and self._probe is None and not self._user_probes:
+            # The first token's own log-probabilities are the signal; states are wanted by the parity check alone.
+            ended = [row for row in ended if isinstance(row.work, Read) and row.work.keep_states]
+        if not ended:
+            return
         self._steps_with_reads += 1
         self._reads += len(ended)
         for batch in micro_batches([self._question(row, hidden_states) for row in ended], self._max_padded_tokens):

@@ -25,6 +25,15 @@ def test_bad_input(tmp_path: Path) -> None:
     assert "Is the server running?" in failure("eval", "--n", "1", "--url", "http://127.0.0.1:9/v1")
 
 
+def test_a_layout_without_a_place_for_latents_is_refused_before_training(tiny_base: Path, tmp_path: Path) -> None:
+    layout = tmp_path / "layout.json"
+    command = ("train", "sft", "--model", str(tiny_base), "--output", str(tmp_path / "out"), "--layout", str(layout))
+    layout.write_text("{}")
+    assert "reserves no token for latents" in failure(*command)
+    layout.write_text('{"direkt": ""}')
+    assert "layout.json is no layout: direkt" in failure(*command)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -62,6 +62,9 @@ def test_what_is_refused_before_torch_is_loaded(tmp_path: Path, monkeypatch: pyt
     assert "--effort-budgets must give low a number of tokens" in failure("serve", "--effort-budgets", "low", status=2)
     assert "--effort-budgets must name each effort at most once" in failure("serve", "--effort-budgets", "none=5", status=2)
     assert "--answer-reserve-tokens must be greater than 0" in failure("serve", "--answer-reserve-tokens", "0", status=2)
+    assert "Fetch it first: `hf download nobody/nothing`" in failure(
+        "serve", "--model", "nobody/nothing", "--bundle", str(bundle)
+    )
     assert "none.pt cannot be read as safetensors" in failure("serve", "--probe", str(tmp_path / "none.pt"))
     assert "none.json cannot be used: No such file" in failure("serve", "--router-file", str(tmp_path / "none.json"))
     (tmp_path / "router.json").write_text('{"policy": "utility"}')

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GenerationError, VLLMValidationError
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo.questions import Question
@@ -307,6 +307,52 @@ def counted(engine: HybridEngine) -> Iterator[list[str]]:
         del engine.run
 
 
+@contextlib.contextmanager
+def another(engine: HybridEngine, **fields: Any) -> Iterator[None]:
+    """As if the bundle, or the base, were others."""
+    before = engine.hybrid
+    engine.hybrid = replace(before, **fields)
+    try:
+        yield
+    finally:
+        engine.hybrid = before
+
+
+async def test_without_a_probe_auto_computes_no_latents(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    with another(engine, has_probe=False, router=Router(None, entropy_threshold=100.0)), counted(engine) as ids:
+        record, _ = await generate(engine, prompts[0], Mode.AUTO, "no-probe")
+        assert (record.mode, record.decision.reason, record.latent_tokens) == (Mode.DIRECT, "entropy_low", 0)
+        assert record.scores.entropy is not None
+        assert len(ids) == 2, "the first token of a direct answer, and the answer"
+        record, _ = await generate(engine, prompts[0], Mode.LATENT, "no-probe-latent")
+        assert record.latent_tokens == NUM_LATENTS, "who asks for latents gets them"
+
+
+async def test_a_base_that_cannot_think_in_text_is_never_made_to(engine: HybridEngine, prompts: list[list[int]]) -> None:
+    always = Router(engine.hybrid.router.calibration, policy="always-explicit")
+    with another(engine, can_think_in_text=False, router=always):
+        record, _ = await generate(engine, prompts[0], Mode.AUTO, "no-thinking")
+        assert (record.mode, record.decision.reason) == (Mode.LATENT, "no_thinking")
+        with pytest.raises(VLLMValidationError, match="--thinking-prompt"):
+            await generate(engine, prompts[0], Mode.EXPLICIT, "no-thinking-explicit")
+    with another(engine, tags=(None, None), hides_ends=True, router=always):
+        schema = StructuredOutputsParams(choice=["1", "2"])
+        record, _ = await generate(engine, prompts[0], Mode.AUTO, "no-end", structured_outputs=schema)
+        assert (record.mode, record.decision.reason) == (Mode.LATENT, "demoted_schema")
+        with pytest.raises(VLLMValidationError, match="cannot keep to a schema"):
+            await generate(engine, prompts[0], Mode.EXPLICIT, "no-end-explicit", structured_outputs=schema)
+
+
+async def test_more_latents_than_the_network_has_do_not_reach_the_engine(
+    engine: HybridEngine, prompts: list[list[int]]
+) -> None:
+    most = engine.hybrid.max_latents
+    with pytest.raises(VLLMValidationError, match=f"between 1 and {most}"):
+        await generate(engine, prompts[0], Ask(Mode.LATENT, most + 1), "too-many")
+    with pytest.raises(ValueError, match=f"at most {most}"):
+        await engine.inspect(prompts[0], most + 1)
+
+
 async def test_latents_that_are_not_finite_fall_back_to_explicit(
     engine: HybridEngine, prompts: list[list[int]], base: FrozenBase
 ) -> None:
@@ -323,6 +369,9 @@ async def test_latents_that_are_not_finite_fall_back_to_explicit(
         assert base.tokenizer.decode(tokens).startswith("<think>")
         record, _ = await generate(engine, prompts[2], Mode.AUTO, "not-finite-auto", max_tokens=4)
         assert record.mode is Mode.EXPLICIT
+        with another(engine, can_think_in_text=False):
+            record, _ = await generate(engine, prompts[2], Mode.LATENT, "not-finite-plain", max_tokens=4)
+            assert (record.mode, record.latent_tokens) == (Mode.DIRECT, 0)
     finally:
 
         def mend(worker: Any) -> None:
