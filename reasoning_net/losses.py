@@ -16,15 +16,17 @@ from reasoning_net.layout import LayoutIds
 from reasoning_net.lens import lens_logits
 from reasoning_net.padding import padded
 from reasoning_net.precision import autocast
+from reasoning_net.selection import selected_divergence
 
 
 def losses(
-    think: Callable[..., Tensor], base: FrozenBase, layout: LayoutIds, batch: Batch, *, second_round: bool = False
-) -> tuple[Tensor, Tensor]:
+    think: Callable[..., Tensor], base: FrozenBase, layout: LayoutIds, batch: Batch, *, second_round: bool = False,
+    share: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """NLL (B,), in nats per text, and the auxiliary loss.
 
     `second_round`: the base reads the latents, and the network thinks again with what it made of them. For `distill`: the
-    divergence from the base that has read the chain, instead of the NLL.
+    divergence from the base that has read the chain, instead of the NLL; with a `share`, of the tokens that TIP selects.
     """
     with autocast(base.device):
         prompt = question = base.read_ids(batch.prompt_ids, batch.mask)
@@ -40,14 +42,17 @@ def losses(
         closing = () if batch.kind == "rest" else layout.after_latents  # the rest of a chain closes itself
         prefix, kept = base.between(opening, latents, closing), base.kept(opening, read, closing)
         if asked is not None:
-            return _distilled(base, prompt, asked, prefix, kept, batch), hint_loss(base, latents, batch.hints)
+            return _distilled(base, prompt, asked, prefix, kept, batch, share), hint_loss(base, latents, batch.hints)
         logits = base.answer_logits(prompt, prefix, batch.targets.clamp(min=0), kept)
     nll = cross_entropy(logits.float().transpose(1, 2), batch.targets, ignore_index=-100, reduction="none")
     return nll.sum(1), hint_loss(base, latents, batch.hints)
 
 
-def _distilled(base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, kept: Tensor, batch: Batch) -> Tensor:
-    """KL(after latents ‖ after the chain), (B,), in nats over a reply that is sampled after the latents.
+def _distilled(
+    base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, kept: Tensor, batch: Batch, share: float | None
+) -> Tensor:
+    """KL(after latents ‖ after the chain), (B,), in nats over a reply that is sampled after the latents; with a `share` as the
+    mean over the tokens that are selected.
 
     On-policy distillation (2306.13649) from the same frozen base, which has read its own chain.
     """
@@ -58,8 +63,10 @@ def _distilled(base: FrozenBase, prompt: Prompt, asked: Prompt, prefix: Tensor, 
     with torch.no_grad():
         chain = batch.chain != -100
         teacher = base.answer_logits(asked, base.embed(batch.chain.clamp(min=0)), tokens.clamp(min=0), chain).float()
-    student = base.answer_logits(prompt, prefix, tokens.clamp(min=0), kept).float()
-    divergence = kl_div(teacher.log_softmax(-1), student.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    student = base.answer_logits(prompt, prefix, tokens.clamp(min=0), kept).float().log_softmax(-1)
+    divergence = kl_div(teacher.log_softmax(-1), student, reduction="none", log_target=True).sum(-1)
+    if share is not None:
+        return selected_divergence(divergence, student, written, share)
     return (divergence * written).sum(1)
 
 
