@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,14 @@ class DataTask:
             yield from rng.sample(rows, len(rows))
             if split != "train":
                 return
+
+    def keep(self, split: Split, keeps: Callable[[Sequence[Example]], list[bool]]) -> tuple[int, int]:
+        """Leave out the other rows of a split; how many there were and are left. Raises `StageError` where none is."""
+        rows = self._examples[split]
+        self._examples[split] = [row for row, kept in zip(rows, keeps(rows), strict=True) if kept]
+        if not self._examples[split]:
+            raise StageError(f"None of the {len(rows)} rows of the {split} split is left.")
+        return len(rows), len(self._examples[split])
 
     def final_answer(self, reply: str) -> str | None:
         parsed = _parse(reply)

@@ -11,16 +11,18 @@ Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ
   share learns from what the base writes after its own chain (`--distill-share`), on replies that are sampled after the latents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
 from accelerate import Accelerator
+from cyclopts import Parameter
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from reasoning_net.batches import POOL_BATCHES, Batch, Batches, Kind, Milestones, Plan
 from reasoning_net.config import Conditioner, ReasoningNetConfig
@@ -34,9 +36,12 @@ from reasoning_net.losses import losses
 from reasoning_net.model import ReasoningNet, config_of_backbone, load_backbone
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
-from reasoning_net.tasks import LEARNT, TaskSpec
+from reasoning_net.selection import reply_filter, share_of
+from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, run_clock
 
+_SELECT = "tip:0.5: of a distillation's tokens only the half that says most, as TIP scores them."
+_FILTER = "0.01: leave out a data set's replies with a token that the base, after its own chain, would write less often (RSD)."
 _FIGURES: dict[Kind, str] = {"reply": "nll", "rest": "nll of the rest", "distill": "divergence"}
 
 
@@ -84,6 +89,8 @@ class SftConfig:
     """Share of the batches whose target is the second half of the chain and the reply: for latent, then explicit."""
     distill_share: Share = 0.0
     """Share of the batches that learn from what the base writes after its own chain, on replies sampled after the latents."""
+    select: Annotated[str | None, Parameter(help=_SELECT)] = None
+    filter_replies: Annotated[float | None, Field(gt=0, lt=1), Parameter(help=_FILTER)] = None
     conditioner: Conditioner = "all+embeddings"
     """What the network reads. last: the final position, as in the paper; all; all+embeddings."""
     init: Path | None = None
@@ -173,10 +180,15 @@ def main(config: SftConfig) -> None:
     accelerator = Accelerator()
     if config.seconds and accelerator.num_processes > 1:
         raise StageError("--seconds is for one process: several would stop at different steps. Use --steps.")
+    share = share_of(config.select)
+    if share is not None and not config.distill_share:
+        raise StageError("--select is of the tokens of a distillation: say --distill-share, too.")
     task, device = config.task.load(), accelerator.device
     base = FrozenBase(config.model, device, compute_dtype(device), checkpointing=config.checkpointing)
     net, layout = first_network(config, base)
     ids = layout.token_ids(base.tokenizer)
+    if config.filter_replies is not None:
+        filtered(task, reply_filter(base, ids, config.filter_replies, config.output / "replies.json"))
     optimizer = Optimizer(net, config.optimizer)
     average = averaged(net, config.average_decay)
     trained = net if average is None else cast("ReasoningNet", average.module)  # what is saved
@@ -192,7 +204,7 @@ def main(config: SftConfig) -> None:
     think = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
 
     def learn(batch: Batch) -> tuple[Tensor, Tensor]:
-        nll, hints = losses(think, base, ids, batch, second_round=net.config.second_round)
+        nll, hints = losses(think, base, ids, batch, second_round=net.config.second_round, share=share)
         accelerator.backward((nll.mean() + batch.hint_weight * hints) / config.accumulate)
         return nll.detach(), hints.detach()
 
@@ -222,6 +234,16 @@ def main(config: SftConfig) -> None:
         save(trained, layout, config.output)
     accelerator.wait_for_everyone()  # a process that leaves early can leave the others waiting for it
     accelerator.end_training()
+
+
+def filtered(task: Task, keeps: Callable[[Sequence[Example]], list[bool]]) -> None:
+    """Leave out replies of a data set; raises `StageError` for a task that makes its own."""
+    from reasoning_net.data import DataTask
+
+    if not isinstance(task, DataTask):
+        raise StageError("--filter-replies is for the replies of a data set: the demo's are its base's own.")
+    before, after = task.keep("train", keeps)
+    tqdm.write(f"replies that the base would write: {after:,} of {before:,}")
 
 
 def plan(config: SftConfig, net: ReasoningNetConfig, device: torch.device) -> Plan:

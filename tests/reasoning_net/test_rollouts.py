@@ -133,6 +133,29 @@ def test_traces_of_the_most_important_steps(
         traces.main(replace(kept, probe=None))
 
 
+def test_the_most_natural_of_several_chains(engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "VllmRollouts", lambda *_: engine)
+    sampling = traces.TracesSampling(temperature=1.0)
+    config = traces.TracesConfig(output=tmp_path, split="validation", n=6, batch_size=3, best_of=4, sampling=sampling)
+    counts = traces.main(replace(config, select="aslec-drop"))
+    read, scored = traces.read_traces(tmp_path / "traces.jsonl"), traces.read_scores(tmp_path / "selection.jsonl")
+    assert [len(group) for group in scored] == [4] * 6
+    assert sum(trace.correct for trace in read) >= 5
+    for group in scored:
+        assert len({one.drop for one in group}) > 1  # chains that differ
+        assert all(0.03 < one.density < 0.3 for one in group)
+        assert all(min(one.first, one.drop) <= one.mean <= max(one.first, one.drop) for one in group)
+    assert -1 <= counts["step length and mean"] <= 1
+    # Killed while it wrote: the same chains are chosen again, and scored once.
+    (tmp_path / "traces.jsonl").write_text("".join((tmp_path / "traces.jsonl").read_text().splitlines(keepends=True)[:4]))
+    traces.main(replace(config, select="aslec-drop"))
+    assert traces.read_traces(tmp_path / "traces.jsonl") == read
+    assert traces.read_scores(tmp_path / "selection.jsonl")[:3] == scored[:3]
+    assert len(traces.read_scores(tmp_path / "selection.jsonl")) == 6
+    with pytest.raises(StageError, match="--temperature"):
+        traces.main(replace(config, sampling=traces.TracesSampling()))
+
+
 def test_trajectory_drops_tokens_and_steps(engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "VllmRollouts", lambda *_: engine)
     monkeypatch.setattr(trajectory, "VllmRollouts", lambda *_: engine)
