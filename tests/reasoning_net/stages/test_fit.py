@@ -161,7 +161,7 @@ def test_what_a_router_cannot_do_is_said(direct: float, explicit: float, says: s
 def test_rows_that_a_network_was_trained_on_fit_no_router() -> None:
     manifest = Bundle.load(DEMO_BUNDLE).manifest.model_copy(update={"trained_on": "traces.jsonl, rows.jsonl"})
     whole = FitConfig(bundle=DEMO_BUNDLE, task=TaskSpec("/data/rows.jsonl", whole=True))
-    with pytest.raises(StageError, match="With --whole .* rows.jsonl that the bundle's network was trained on"):
+    with pytest.raises(StageError, match=r"With --whole .* rows\.jsonl that the bundle's network was trained on"):
         check_rows(whole, manifest)
     check_rows(replace(whole, task=TaskSpec("others.jsonl", whole=True)), manifest)
     check_rows(replace(whole, task=TaskSpec("/data/rows.jsonl")), manifest)
