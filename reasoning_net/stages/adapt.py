@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,11 +27,11 @@ from tqdm import tqdm
 
 from reasoning_net.analysis import exits
 from reasoning_net.bundle import Bundle
-from reasoning_net.card import write_card
+from reasoning_net.card import model_card
 from reasoning_net.demo.questions import Split
 from reasoning_net.errors import StageError
 from reasoning_net.gains import Asked, Gains
-from reasoning_net.options import LayoutFile, Questions, Seed
+from reasoning_net.options import LayoutFile, Questions, Seed, ThinkingPrompt
 from reasoning_net.process import apart
 from reasoning_net.recipe import MAX_LATENTS, Costs, DataShape, Recipe
 from reasoning_net.stages import calibrate, fit, grpo, look, pack, sft, traces
@@ -65,6 +66,7 @@ class AdaptConfig:
     anyway: Annotated[bool, Parameter(negative="")] = False
     """Train even where the sample says that there is nothing to gain."""
     layout: LayoutFile = None
+    thinking_prompt: ThinkingPrompt = None
     seed: Seed = 0
 
 
@@ -121,16 +123,19 @@ def main(model: str, config: AdaptConfig) -> str:
     """Returns what there is now, and the command that serves it."""
     settle(model, config)
     say(f"looking at {model}")
-    base, task = look.look(model, config.layout), config.task.load()
-    said = [*base.sentences()]
-    say(*said)
+    base, task = look.look(model, config.layout, config.thinking_prompt), config.task.load()
+    layout = config.output / "layout.json"
+    layout.write_text(base.layout.model_dump_json(indent=2) + "\n")
+    config = replace(config, layout=layout)  # of every stage
+    kind: Kind | None = "grpo" if config.grpo else "latents" if config.latents else "probe" if config.probe else None
+    say(*base.sentences())
+    if kind in ("latents", "grpo"):
+        base.layout.check_latents()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_gib(base)))
     progress = Progress(config.output)
     plan = plan_of(base, task, config, progress)
-    kind: Kind | None = "grpo" if config.grpo else "latents" if config.latents else "probe" if config.probe else None
     times = f"Here a probe takes about {plan.hours('probe', 0)}, latents about {plan.hours('latents', 0)}."
-    findings = [*plan.gains.sentences(), times]
-    say(*findings)
+    say(*plan.gains.sentences(), times)
     if kind is None:
         return "Go on with --probe or --latents, and the same --output."
     if plan.gains.gap <= 0 and not config.anyway:
@@ -138,13 +143,14 @@ def main(model: str, config: AdaptConfig) -> str:
     tag = f"grpo-{config.grpo}" if kind == "grpo" else kind
     bundle = made(kind, tag, base, task, config, plan, progress)
     command = f"latentserve serve --model {shlex.quote(model)} --bundle {shlex.quote(str(bundle))}"
-    recipe = {name: value for name, value in asdict(plan.recipe).items() if kind != "probe" or name.endswith("questions")}
-    plots = {
-        "Training": config.output / "sft" / "run" / "curves.png",
-        "Chains that end early": config.output / tag / "exits.png",
-    }
-    card = write_card(Bundle.load(bundle), model, command, found=[*said, *findings], trained=recipe, plots=plots)
-    return f"{card.read_text()}\nServe it: {command}"
+    figures = {"adapt, before": asdict(plan.gains), "adapt, recipe": asdict(plan.recipe)}
+    for plot in (config.output / "sft" / "run" / "curves.png" if kind != "probe" else None, config.output / tag / "exits.png"):
+        if plot and plot.is_file():
+            shutil.copyfile(plot, bundle / plot.name)
+    packed, plots = Bundle.load(bundle), [path.name for path in sorted(bundle.glob("*.png"))]
+    card = model_card(packed.manifest, str(bundle), base=model, fingerprint=packed.fingerprint(), figures=figures, plots=plots)
+    (bundle / "README.md").write_text(card)
+    return f"{card}\nServe it: {command}"
 
 
 def settle(model: str, config: AdaptConfig) -> None:
@@ -254,7 +260,7 @@ def made(kind: Kind, tag: str, base: look.Base, task: Task, config: AdaptConfig,
         model=model, output=bundle, net=net, num_latent_tokens=recipe.num_latents, layout=config.layout,
         trained_on=config.task.name if net else None,
     )  # fmt: skip
-    progress.stage(f"pack-{tag}", packed, packing)
+    progress.stage(f"pack-{tag}", _packed, packing)
     splits: tuple[Split, ...] = ("validation",) if net or task.size("train") is None else ("validation", "train")
     fitting = fit.FitConfig(
         bundle=bundle, model=model, task=config.task, n=recipe.fit_questions, explicit_questions=recipe.explicit_questions,
@@ -262,7 +268,7 @@ def made(kind: Kind, tag: str, base: look.Base, task: Task, config: AdaptConfig,
         ladder=recipe.ladder if net else (), splits=splits, observations=config.output / tag / "observations", seed=config.seed,
     )  # fmt: skip
     progress.stage(f"fit-{tag}", fit.main, fitting)
-    if base.thinks and plan.gains.ended > _MOSTLY:
+    if base.ends_chains and plan.gains.ended > _MOSTLY:
         looked = exits.ExitsConfig(
             output=config.output / tag, model=model, bundle=bundle, task=config.task, n=recipe.exit_questions,
             split=splits[-1], batch_size=20, max_chain_tokens=recipe.max_thinking_tokens,
@@ -304,7 +310,7 @@ def trained(base: look.Base, task: Task, config: AdaptConfig, plan: Plan, progre
     return reinforcing.output
 
 
-def packed(config: pack.PackConfig) -> str:
+def _packed(config: pack.PackConfig) -> str:
     return pack.main(config).fingerprint()
 
 

@@ -1,7 +1,7 @@
 """What a base is, and what it makes of a sample of questions, before hours are spent on it.
 
-`sample.jsonl` holds one question a line; a run found there goes on. `trial` is a batch of SFT at the shapes that were chosen, so
-that how long training will take is measured, and not guessed.
+`sample.jsonl` holds one question a line; a run found there goes on. `trial` is a batch of SFT at the shapes that were chosen:
+how long training will take is measured, and not guessed.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from reasoning_net.precision import compute_dtype
 from reasoning_net.recipe import BaseShape, Machine, memory_needed
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.sft import SftConfig, first_network
-from reasoning_net.stages.traces import END_OF_THINKING, LinesOf, append_batches
+from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tasks import Example, TaskSpec
 from reasoning_net.tokenizer_check import load_tokenizer, warning
 from reasoning_net.training import training_device
@@ -58,30 +58,32 @@ class Base:
     kind: str
     shape: BaseShape
     layout: Layout
-    tags: str
-    """What its think tags are: tokens, text, or not there."""
+    tag_tokens: int
+    """Of what ends a chain; 0 where nothing does."""
     tokenizer_warning: str | None
     machine: Machine
 
     @property
-    def thinks(self) -> bool:
-        return self.tags == "tokens of their own"
+    def ends_chains(self) -> bool:
+        """With one token: chains can be ended early."""
+        return self.tag_tokens == 1
 
     def sentences(self) -> list[str]:
         gib, reserved = 2.0**30, self.layout.placeholder_token_id
         needed = memory_needed(self.shape, self.machine)
+        tags = {0: "none", 1: "tokens of their own"}.get(self.tag_tokens, f"text, {self.tag_tokens} tokens at a chain's end")
         placeholder = "no token is reserved for latents" if reserved is None else f"token {reserved} is reserved for latents"
         return [
             f"{self.kind}, {self.shape.parameters / 1e6:,.0f} million parameters, {self.shape.hidden_size} wide, "
             f"{self.shape.num_layers} layers deep, {8 * self.shape.bytes_a_weight} bits a weight.",
-            f"Think tags: {self.tags}; {placeholder}.",
+            f"Think tags: {tags}; {placeholder}.",
             f"{self.machine.device}, computing in {8 * self.machine.bytes_a_value} bits: at least {needed / gib:.1f} GiB are "
             f"needed, {self.machine.memory_bytes / gib:.1f} GiB are free.",
             self.tokenizer_warning or "Its tokenizer and our layouts agree.",
         ]
 
 
-def look(model: str, layout_file: Path | None) -> Base:
+def look(model: str, layout_file: Path | None = None, thinking_prompt: str | None = None) -> Base:
     """Raises `StageError` for what cannot be adapted, before anything is loaded."""
     try:
         config = json.loads((checkpoint_directory(model) / "config.json").read_text())
@@ -90,12 +92,15 @@ def look(model: str, layout_file: Path | None) -> Base:
             f"There is no model {model}: give a checkpoint directory, or an id that the hub's cache has."
         ) from error
     tokenizer, shape, device = load_tokenizer(model), BaseShape.of(config), training_device()
-    layout = Layout.model_validate_json(layout_file.read_text()) if layout_file else default_layout(tokenizer, shape.vocab_size)
-    tag = tokenizer.encode(END_OF_THINKING, add_special_tokens=False)
-    tags = "tokens of their own" if len(tag) == 1 else f"{len(tag)} tokens of text, so its chains are not looked into"
+    layout = (Layout.read(layout_file) if layout_file else default_layout(tokenizer, shape.vocab_size)).prompted(
+        thinking_prompt
+    )
+    layout.check_explicit()
+    ids = layout.token_ids(tokenizer)
+    tag = tokenizer.encode(ids.end_of_thinking, add_special_tokens=False) if ids.end_of_thinking else ()
     machine = Machine("cuda" if device.type == "cuda" else "cpu", free_memory(device), compute_dtype(device).itemsize)
     found = Base(
-        model, (config.get("architectures") or [config["model_type"]])[0], shape, layout, tags,
+        model, (config.get("architectures") or [config["model_type"]])[0], shape, layout, len(tag),
         warning(tokenizer, layout, has_latents=True), machine,
     )  # fmt: skip
     needed = memory_needed(shape, machine)
@@ -145,12 +150,15 @@ def sample(config: SampleConfig) -> list[Asked]:
             each = (half - started) / len(batch), (time.perf_counter() - half) / len(batch)
             lines = []
             for example, prompt, (one,), (other,) in zip(batch, prompts, short, long, strict=True):
-                _, end, after_chain = other.text.partition(END_OF_THINKING)
-                after = len(base.tokenizer.encode(after_chain, add_special_tokens=False)) if end else 0
-                right = bool(end) and task.is_correct(after_chain, example.answer)
+                reply = layout.split(other.text)[1]
+                right = reply is not None and task.is_correct(reply, example.answer)
+                ended = other.finished if layout.end_of_thinking is None else reply is not None
+                lengths = [len(one.token_ids)] if one.finished else [0]
+                if layout.end_of_thinking and reply:
+                    lengths.append(len(base.tokenizer.encode(reply, add_special_tokens=False)))
                 asked = Asked(
                     len(prompt), float(task.is_correct(one.text, example.answer)), len(one.token_ids), float(right),
-                    len(other.token_ids), bool(end), max(after, len(one.token_ids) if one.finished else 0), *each,
+                    len(other.token_ids), ended, max(lengths), *each,
                 )  # fmt: skip
                 lines.append(asdict(asked))
             return lines
@@ -162,7 +170,7 @@ def sample(config: SampleConfig) -> list[Asked]:
 
 
 def trial(config: SftConfig, prompt_tokens: int, reply_tokens: int) -> float:
-    """Seconds of a question in a batch of SFT, of random tokens at these lengths. Raises `StageError` where memory does not do."""
+    """Seconds of a question in a batch of SFT, of random tokens at these lengths. Raises `StageError` where it does not fit."""
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
     device = training_device()
