@@ -103,7 +103,9 @@ class VllmRollouts:
             else {"block_size": 32, "dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         )
         self._layout = layout
-        self._llm = LLM(model, enable_prompt_embeds=True, max_model_len=max_model_len, max_num_seqs=256, **options)
+        self._llm = LLM(
+            model, enable_prompt_embeds=True, max_model_len=max_model_len, max_num_seqs=256, use_tqdm_on_load=False, **options
+        )
 
     def close(self) -> None:
         """Stop the engine's process."""

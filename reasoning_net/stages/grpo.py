@@ -34,7 +34,7 @@ from reasoning_net.policy import Objective, Seen
 from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, noisy_replies, start, think
 from reasoning_net.shaping import Groups, Shapings, group_advantages
-from reasoning_net.stages.sft import load_net, save
+from reasoning_net.stages.sft import load_net, read_trained_on, save
 from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, training_device
 
@@ -105,6 +105,8 @@ class GrpoConfig:
     """Steps between two looks at validation questions."""
     evaluate_on: NonNegativeInt = 300
     """Validation questions, answered greedily; 0: none."""
+    save_every: PositiveInt = 10
+    """Steps between two checkpoints."""
     seed: Seed = 0
     optimizer: Annotated[GrpoOptimizer, Optimiser] = field(default_factory=GrpoOptimizer)
 
@@ -148,6 +150,7 @@ def main(config: GrpoConfig) -> None:
     device = training_device()
     task = config.task.load()
     net, layout = load_net(config.init)
+    trained_on = ", ".join(dict.fromkeys(filter(None, [read_trained_on(config.init), config.task.name])))
     base = FrozenBase(config.model, device, compute_dtype(device))
     ids = layout.token_ids(base.tokenizer)
     rollouts = start(config.backend, base, config.model, ids)
@@ -160,16 +163,16 @@ def main(config: GrpoConfig) -> None:
     def accuracy() -> float:
         return greedy_accuracy(net, base, rollouts, task, validation, config.num_latents, config.sampling.max_tokens)
 
-    for step in run.steps(save_every=10):
+    for step in run.steps(config.save_every):
         if config.evaluate_on and step % config.evaluate_every == 0:
             run.extra = {"accuracy": accuracy()}
         batch, figures = roll_out(net, base, rollouts, task, objective.shapings, config, step)
         if batch is not None:
             figures |= learn(net, reference, base, ids, optimizer, batch, objective, config, step)
         run.report(step, figures, run.extra, every=1)
-        if (step + 1) % 10 == 0:
-            save(net, layout, config.output)
-    save(net, layout, config.output)
+        if (step + 1) % config.save_every == 0:
+            save(net, layout, config.output, trained_on)
+    save(net, layout, config.output, trained_on)
     if config.evaluate_on:
         result = {"accuracy": accuracy(), "questions": config.evaluate_on}
         (config.output / "validation.json").write_text(json.dumps(result))

@@ -11,6 +11,8 @@ Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ
   share learns from what the base writes after its own chain (`--distill-share`), on replies that are sampled after the latents.
 """
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +40,7 @@ from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed,
 from reasoning_net.precision import compute_dtype
 from reasoning_net.selection import reply_filter, share_of
 from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, run_clock
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, duration, run_clock
 
 _SELECT = "tip:0.5: of a distillation's tokens only the half that says most, as TIP scores them."
 _FILTER = "0.01: leave out a data set's replies with a token that the base, after its own chain, would write less often (RSD)."
@@ -55,7 +57,7 @@ class SftOptimizer(OptimizerConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
-    """The defaults train the demo's network; `deploy/train.sh` has those for a model like Qwen3-1.7B."""
+    """The defaults train the demo's network; `latentserve adapt` finds those of another base (`recipe.py`)."""
 
     output: Path
     """Where the network goes; a run found there is resumed."""
@@ -211,7 +213,10 @@ def main(config: SftConfig) -> None:
     is_graphed = device.type == "cuda" and accelerator.num_processes == 1 and not config.checkpointing
     replayed = Graphed(learn, net) if is_graphed else learn
     stream: Iterator[Batch] | None = None
-    for step in run.steps(config.save_every):
+    is_first = True
+    if accelerator.is_main_process:
+        tqdm.write(summary(config, task, net), file=sys.stderr)
+    for step in run.steps(config.save_every, multiple=POOL_BATCHES):
         if stream is None:
             seed, first = f"{config.seed}-{accelerator.process_index}", step * config.accumulate
             drawn = Batches(task, base.tokenizer, ids, curriculum, plan(config, net.config, device), seed=seed, first=first)
@@ -219,19 +224,22 @@ def main(config: SftConfig) -> None:
         curriculum.share = share = run.share(step)
         curriculum.open_at_least(int(task.levels * share / max(1e-6, config.all_levels_by)))
         for _ in range(config.accumulate):
-            batch = next(stream)
+            batch, started = next(stream), time.perf_counter()
             nll, hints = (learn if batch.kind == "distill" else replayed)(batch)  # sampling is no graph
             if batch.kind == "reply":
                 curriculum.update(batch.levels.tolist(), nll.tolist())
+            if is_first and accelerator.is_main_process:
+                tqdm.write(first_estimate(config, time.perf_counter() - started, config.steps - step), file=sys.stderr)
+            is_first = False
         optimizer.step(step, share)
         if average is not None:
             average.update_parameters(net)
         run.extra = {"curriculum": curriculum.state_dict()}
         run.report(step, {_FIGURES[batch.kind]: float(nll.mean()), "hints": float(hints)}, {"level": curriculum.open})
         if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
-            save(trained, layout, config.output)
+            save(trained, layout, config.output, config.task.name)
     if accelerator.is_main_process:
-        save(trained, layout, config.output)
+        save(trained, layout, config.output, config.task.name)
     accelerator.wait_for_everyone()  # a process that leaves early can leave the others waiting for it
     accelerator.end_training()
 
@@ -244,6 +252,27 @@ def filtered(task: Task, keeps: Callable[[Sequence[Example]], list[bool]]) -> No
         raise StageError("--filter-replies is for the replies of a data set: the demo's are its base's own.")
     before, after = task.keep("train", keeps)
     tqdm.write(f"replies that the base would write: {after:,} of {before:,}")
+
+
+def summary(config: SftConfig, task: Task, net: ReasoningNet) -> str:
+    """What is going to be trained, and on how much."""
+    size, rows = net.config, task.size("train")
+    questions = "questions are made as they are needed" if rows is None else f"{rows} rows"
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return (
+        f"sft: {questions}; the network is {size.hidden_size} wide and {size.num_hidden_layers} layers deep, "
+        f"{parameters / 1e6:.1f} million parameters; a step is {config.accumulate} x {config.batch_size} questions."
+    )
+
+
+def first_estimate(config: SftConfig, seconds: float, steps: int) -> str:
+    """Of the time, from a first batch, which is slower than the others."""
+    said, a_step = f"sft: the first batch took {seconds:.1f} s", seconds * config.accumulate
+    return (
+        f"{said}."
+        if config.seconds
+        else f"{said}, a step about {a_step:.1f} s, {steps} steps at most {duration(a_step * steps)}."
+    )
 
 
 def plan(config: SftConfig, net: ReasoningNetConfig, device: torch.device) -> Plan:
@@ -266,13 +295,20 @@ def plan(config: SftConfig, net: ReasoningNetConfig, device: torch.device) -> Pl
     )
 
 
-def save(net: ReasoningNet, layout: Layout, output: Path) -> None:
-    """Write the network's weights in bf16, its architecture and its layout."""
+def save(net: ReasoningNet, layout: Layout, output: Path, trained_on: str = "") -> None:
+    """Write the network's weights in bf16, its architecture, its layout, and the name of what it was trained on."""
     weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in net.state_dict().items()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(weights, output / "reasoning_net.safetensors")
     (output / "config.json").write_text(net.config.model_dump_json(indent=2))
     (output / "layout.json").write_text(layout.model_dump_json(indent=2))
+    (output / "trained_on.txt").write_text(f"{trained_on}\n")
+
+
+def read_trained_on(output: Path) -> str:
+    """The name that `save` wrote; empty where it wrote none."""
+    path = output / "trained_on.txt"
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def load_net(output: Path) -> tuple[ReasoningNet, Layout]:

@@ -113,7 +113,9 @@ def main(config: TracesConfig) -> dict[str, Any]:
     states.mkdir(parents=True, exist_ok=True)
     path = config.output / "traces.jsonl"
     done = keep_whole_batches(path, config.batch_size)
-    examples = list(itertools.islice((e for e in task.examples(config.seed, config.split) if e.answer), config.n))
+    examples = list(itertools.islice((e for e in task.once(config.seed, config.split) if e.answer), config.n))
+    if len(examples) < config.n:
+        logger.warning("%s has %d %s questions; n is limited to that.", config.task.name, len(examples), config.split)
     if done < len(examples):
         engine = VllmRollouts(config.model, layout)
         end_of_thinking = base.tokenizer.encode(layout.end_of_thinking or "", add_special_tokens=False)

@@ -25,6 +25,7 @@ COMMANDS = {
     "top": "Watch a running server by mode: rates, latencies, tokens, and what the engine and the router do.",
     "eval": "Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP.",
     "bench": "Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios.",
+    "adapt": "Your own model: look at a base, say what can be gained, then fit a probe (--probe) or train latents (--latents).",
     "bundle": "Pack a network and its layout, check it against the engine, and print what a server will need.",
     "bundle push": "Sign a bundle, and push it to the hub or into a directory, with a model card.",
     "bundle pull": "Copy a bundle from the hub or a directory, if it is what was signed, to a directory of your own.",
