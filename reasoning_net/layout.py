@@ -161,10 +161,14 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, st
 
 
 def rendered_question(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A question as the chat template renders it, up to where the model has to write; empty without a template."""
+    """A question as the chat template renders it, up to where the model has to write; empty without one that does."""
     if not tokenizer.chat_template:
         return ""
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False))
+    asked = [{"role": "user", "content": "?"}]
+    try:
+        return str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
+    except Exception:  # whatever a template of others raises: it may want a system prompt
+        return ""
 
 
 def default_layout(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Layout:

@@ -5,6 +5,7 @@ base of 135 million parameters has to have some of them right.
 """
 
 import json
+import os
 import random
 import shlex
 import shutil
@@ -41,7 +42,8 @@ class Transcript:
         """A command of ours, with the seconds that it took; what it says."""
         started = time.monotonic()
         words = [sys.executable, "-m", "server.cli", *shlex.split(command)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        quiet = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=quiet)
         said = done.stdout if status == 0 else done.stderr.strip().splitlines()[-1]
         self.write(f"$ latentserve {command}\n{said.rstrip()}\n# {time.monotonic() - started:.0f} s\n")
         assert done.returncode == status, done.stderr[-2000:]

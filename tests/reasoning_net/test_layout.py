@@ -44,6 +44,13 @@ def test_behind_a_line_that_the_template_ends_none_is_begun(tokenizer) -> None:
     assert [*asked, *layout.token_ids(tokenizer).direct] == joined
 
 
+def test_a_template_that_wants_more_than_a_question_stops_nothing(tokenizer) -> None:
+    expected = default_layout(tokenizer, len(tokenizer))
+    tokenizer.chat_template = "{{ raise_exception('Only with a system prompt.') }}"
+    assert default_layout(tokenizer, len(tokenizer)) == expected
+    assert expected.token_ids(tokenizer).direct
+
+
 def test_a_template_that_closes_the_thinking_wants_none(tokenizer) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n\n</think>\n\n"
     assert not default_layout(tokenizer, len(tokenizer)).thinks_in_text
