@@ -120,9 +120,10 @@ def _layout(directory: Path, config: Mapping[str, Any], bundle: Bundle | None) -
 
 
 def _said(layout: Layout) -> str:
-    place = (
-        "no place for latents" if layout.placeholder_token_id is None else f"latents over token {layout.placeholder_token_id}"
-    )
+    token = layout.placeholder_token_id
+    place = "no place for latents" if token is None else f"latents over token {token}"
+    if layout.think_tags is None:
+        return f"no think tags, so answers are direct, and explicit with --thinking-prompt; {place}"
     return f"direct {layout.direct!r}, latent {layout.before_latents!r} z {layout.after_latents!r}, {place}"
 
 
