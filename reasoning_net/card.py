@@ -1,5 +1,6 @@
 """A bundle's model card: README.md with the front matter that the hub reads, all of it from the manifest."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,12 @@ def model_card(
             parts += [f"## {_heading(title)}", _table(("figure", "value"), rows)]
     parts += [f"![{plot}]({plot})" for plot in plots]
     return "\n\n".join(parts) + "\n"
+
+
+def fingerprint_in(card: str) -> str | None:
+    """Of the bundle that a card was written for; None where it does not say."""
+    found = re.search(r"^\| Fingerprint \| `(\w+)` \|$", card, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _modes(manifest: Manifest) -> list[str]:

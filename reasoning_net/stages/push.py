@@ -4,6 +4,7 @@ latentserve bundle push runs/bundle owner/name
 latentserve bundle pull owner/name@main runs/theirs
 """
 
+import logging
 import shutil
 import tempfile
 from dataclasses import KW_ONLY, dataclass
@@ -12,7 +13,9 @@ from typing import Any
 
 from reasoning_net import gallery
 from reasoning_net.bundle import Bundle
-from reasoning_net.card import model_card
+from reasoning_net.card import fingerprint_in, model_card
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ def push(config: PushConfig) -> dict[str, Any]:
         signature = gallery.sign(staged)
         if (card := bundle.directory / gallery.CARD).is_file():
             shutil.copyfile(card, staged / gallery.CARD)
+            named = fingerprint_in(card.read_text(encoding="utf-8"))
+            if named not in (None, signature.fingerprint):
+                logger.warning("%s is the card of another bundle (%s): remove it, and one of this is written.", card, named)
         else:
             plots = [path.name for path in sorted(staged.glob("*.png"))]
             text = model_card(

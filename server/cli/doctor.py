@@ -38,7 +38,7 @@ def doctor(*, config: Annotated[DoctorConfig | None, Flat] = None) -> None:
     }
     settings, gpus = Settings(**given), machine.gpus()
     findings = [
-        *machine.examine(gpus),
+        *machine.examine(settings.runs_on, gpus),
         *software.examine(settings.runs_on, settings.device, gpus),
         *model.examine(settings, settings.runs_on, gpus, config.max_model_len or (2048 if settings.is_demo else None)),
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from server.doctor import Finding, ok
+from server.doctor import Finding, Level, ok
 
 GIB = 2**30
 _OPEN_FILES, _SHARED_MIB = 4096, 512
@@ -68,10 +68,11 @@ def free_gib() -> float:
     return min(free, (limit - used) / GIB)
 
 
-def examine(found: list[Gpu]) -> Iterator[Finding]:
+def examine(device: str, found: list[Gpu]) -> Iterator[Finding]:
+    """`device`: which a server will run on."""
     yield _python()
-    yield from _tools()
-    yield _processor()
+    yield from _tools(device)
+    yield _processor(device)
     yield ok("memory", f"{free_gib():.1f} GiB free of {psutil.virtual_memory().total / GIB:.1f}")
     for number, gpu in enumerate(found):
         yield _fits(number, gpu)
@@ -86,7 +87,7 @@ def _python() -> Finding:
     return ok("Python", text if version == (3, 11) else f"{text} (3.11 is what was tested)")
 
 
-def _tools() -> Iterator[Finding]:
+def _tools(device: str) -> Iterator[Finding]:
     found = shutil.which("g++")
     yield (
         ok("g++", found)
@@ -97,23 +98,23 @@ def _tools() -> Iterator[Finding]:
         ctypes.CDLL("libnuma.so.1")
         yield ok("libnuma", "libnuma.so.1")
     except OSError:
-        yield Finding("error", "libnuma", "not found: vLLM's CPU build links it", "apt install libnuma1")
+        level: Level = "error" if device == "cpu" else "ok"
+        yield Finding(level, "libnuma", "not found: vLLM's CPU build links it", "apt install libnuma1")
     if not shutil.which("make"):
         yield Finding("warning", "make", "not found: it is for checkouts (make serve, make test)", "apt install make")
 
 
-def _processor() -> Finding:
+def _processor(device: str) -> Finding:
     machine, cores = platform.machine(), len(os.sched_getaffinity(0))
     text = f"{machine}, {cores} of {psutil.cpu_count() or cores} cores"
     if machine != "x86_64":
         return Finding("warning", "processor", f"{text}: x86-64 is what was tested")
     sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if name in _flags()]
     text += f", {', '.join(sets) or 'no AVX'}"
-    if "avx2" not in sets:
-        return Finding(
-            "error", "processor", f"{text}: vLLM's CPU build needs AVX2", "Use a processor of 2013 or later, or a GPU."
-        )
-    return ok("processor", text if "amx_tile" in sets else f"{text} (without AMX, so networks compute in float32)")
+    if "avx2" not in sets and device == "cpu":
+        return Finding("error", "processor", f"{text}: vLLM's CPU build needs AVX2", "a processor of 2013 or later, or a GPU")
+    has_units = device != "cpu" or "amx_tile" in sets
+    return ok("processor", text if has_units else f"{text} (without AMX, so networks compute in float32)")
 
 
 def _flags() -> set[str]:

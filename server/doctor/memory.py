@@ -39,7 +39,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], bytes_a_value: int) -> int:
-    """Keys and values of all layers; with latent attention (DeepSeek's) one compressed row a layer."""
+    """Of all layers, as if none had a sliding window; with latent attention (DeepSeek's) one compressed row each."""
     text = text_config(config)
     layers, heads = text["num_hidden_layers"], text["num_attention_heads"]
     if rank := text.get("kv_lora_rank"):

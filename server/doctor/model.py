@@ -23,7 +23,11 @@ def examine(settings: Settings, device: str, gpus: list[Gpu], max_model_len: int
     directory = yield from _files(settings.model)
     if directory is None:
         return
-    config = json.loads((directory / "config.json").read_text())
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except ValueError as error:
+        yield Finding("error", "model", f"{directory / 'config.json'} cannot be read: {error}", "--model with another copy")
+        return
     bundle = yield from _bundle(settings, directory)
     yield from _layout(directory, config, bundle)
     dtype = memory.served_dtype(config, device, gpus[0].capability if gpus else None, is_demo=settings.is_demo)
@@ -41,7 +45,7 @@ def _files(model: str) -> Generator[Finding, None, Path | None]:
     """Returns the checkpoint's directory, if it is there."""
     is_path = model.startswith((".", "/", "~")) or Path(model).exists()
     try:
-        directory = checkpoint_directory(model) if not is_path else Path(model).expanduser()
+        directory = checkpoint_directory(model) if not is_path else Path(model)
     except Exception:  # whatever the hub's client raises
         if is_offline := os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
             text = f"{model} is neither a directory nor in the hub's cache, and HF_HUB_OFFLINE is set"
@@ -120,9 +124,10 @@ def _layout(directory: Path, config: Mapping[str, Any], bundle: Bundle | None) -
 
 
 def _said(layout: Layout) -> str:
-    place = (
-        "no place for latents" if layout.placeholder_token_id is None else f"latents over token {layout.placeholder_token_id}"
-    )
+    token = layout.placeholder_token_id
+    place = "no place for latents" if token is None else f"latents over token {token}"
+    if layout.think_tags is None:
+        return f"no think tags, so answers are direct, and explicit with --thinking-prompt; {place}"
     return f"direct {layout.direct!r}, latent {layout.before_latents!r} z {layout.after_latents!r}, {place}"
 
 

@@ -38,8 +38,13 @@ def test_a_directory_gives_what_was_pushed(pushed: Path, tmp_path: Path) -> None
         push(PushConfig(DEMO_BUNDLE, f"file:{tmp_path}"))
 
 
-def test_a_card_of_ones_own_stays_and_a_second_push_replaces_the_first(pushed: Path, tmp_path: Path) -> None:
+def test_a_card_of_ones_own_stays_and_a_second_push_replaces_the_first(
+    pushed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pull(PullConfig(str(pushed), tmp_path / "mine"))
+    Bundle.load(tmp_path / "mine").update(trained_on="other questions")
+    push(PushConfig(tmp_path / "mine", str(pushed)))
+    assert f"is the card of another bundle ({OURS})" in caplog.text
     (tmp_path / "mine" / "README.md").write_text("# Mine")
     (tmp_path / "mine" / "reliability.png").unlink()
     changed = Bundle(tmp_path / "mine", Bundle.load(DEMO_BUNDLE).manifest).update(trained_on="others")

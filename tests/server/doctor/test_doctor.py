@@ -14,6 +14,7 @@ from reasoning_net.layout import Layout
 from reasoning_net.manifest import Manifest
 from server.cli import main
 from server.doctor import Finding, machine, memory, software, table
+from tests.bases import write_base
 
 
 def examined(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
     found = examined(capsys, "--model", "nobody/nothing", status=1)["model"]  # the tests run with HF_HUB_OFFLINE
     assert (found.mend, "HF_HUB_OFFLINE is set" in found.text) == ("hf download nobody/nothing", True)
     shutil.copytree(DEMO_MODEL, tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text("{")
+    assert "config.json cannot be read" in examined(capsys, "--model", str(tmp_path / "base"), status=1)["model"].text
     (tmp_path / "base" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
     assert "lacks model-2.safetensors" in examined(capsys, "--model", str(tmp_path / "base"), status=1)["model"].text
 
@@ -78,7 +81,14 @@ def test_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str], monkeypatc
     assert examined(capsys, status=1)["runner"].level == "error"
 
 
-def test_a_broken_layout_of_the_users_environment(capsys: pytest.CaptureFixture[str], tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["llama", "gemma3"])
+def test_a_base_of_another_kind(capsys: pytest.CaptureFixture[str], tmp_path: Path, shape: str) -> None:
+    found = examined(capsys, "--model", str(write_base(shape, tmp_path / "base", "none")))
+    assert found["layout"].text.startswith("no think tags, so answers are direct")
+    assert "256 bytes of keys and values" in found["KV cache"].text  # 2 · 2 layers · one head of 32 · 2 bytes
+
+
+def test_a_bundle_without_a_probe(capsys: pytest.CaptureFixture[str], tiny_base: Path, tmp_path: Path) -> None:
     Bundle(tmp_path / "bundle", Manifest(base=fingerprint(str(tiny_base)), layout=Layout())).save({})
     found = examined(capsys, "--model", str(tiny_base), "--bundle", str(tmp_path / "bundle"))
     assert "no network, no probe, not calibrated" in found["bundle"].text
@@ -97,7 +107,7 @@ def test_gpus_are_asked_of_their_driver(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     found = machine.gpus()
     assert [gpu.name for gpu in found] == ["NVIDIA H100", "Tesla V100", "Tesla T4"]
-    levels = {one.subject: one.level for one in machine.examine(found) if one.subject.startswith("GPU")}
+    levels = {one.subject: one.level for one in machine.examine("cuda", found) if one.subject.startswith("GPU")}
     assert levels == {"GPU 0": "ok", "GPU 1": "error", "GPU 2": "warning"}
     assert [one.level for one in software.examine("cpu", "auto", found) if one.subject == "device"] == ["warning"]
 
