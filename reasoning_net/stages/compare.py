@@ -3,9 +3,10 @@
     latentserve train compare --output runs/compare --variants plain,steer,8020+steer,noise:0.33
 
 A variant is a shaping (`latentserve train grpo --shaping`), several with +, or noisy latents: `noise:0.33`, with their policy
-term `policy:0.33`. One works only where its mean beats plain GRPO's by more than two standard errors of the paired difference
-over seeds. Every run is a directory with its own resumable state; seeds come one after the other, so a comparison that is
-stopped has whole seeds. Run the same command again to go on.
+term `policy:0.33`. `sft`, `distill` and `tip:0.5` are SFT on replies, on-policy distillation, and that of selected tokens, for
+as many seconds of the processor (`--sft-seconds`) as GRPO takes. One works only where its mean beats plain GRPO's by more than
+two standard errors of the paired difference over seeds. Every run is a directory with its own resumable state; seeds come one
+after the other, so a comparison that is stopped has whole seeds. Run the same command again to go on.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo import DEMO_BUNDLE
@@ -30,6 +31,7 @@ from reasoning_net.options import Flat, Internal, commas
 from reasoning_net.padding import padded
 from reasoning_net.rollouts import Backend, think
 from reasoning_net.segments import Segments
+from reasoning_net.selection import share_of
 from reasoning_net.shaping import SHAPINGS, Shapings
 from reasoning_net.stages import grpo, sft
 from reasoning_net.tables import table
@@ -63,15 +65,28 @@ class CompareGrpo(grpo.GrpoConfig):
     latent_noise: Annotated[NonNegativeFloat, Internal] = 0.0
     latent_policy: Annotated[bool, Internal] = False
     seed: Annotated[int, Internal] = 0
+    select: Annotated[str | None, Internal] = None
+    """SFT instead: sft, distill, or what `train sft --select` takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
     recipe: Annotated[CompareGrpo, Flat]
-    variants: Annotated[tuple[str, ...], commas(str)] = ("plain", *SHAPINGS, "seed:0.5", "noise:0.1", "policy:0.1")
+    variants: Annotated[tuple[str, ...], commas(str)] = (
+        "plain",
+        *SHAPINGS,
+        "seed:0.5",
+        "noise:0.1",
+        "policy:0.1",
+        "sft",
+        "distill",
+        "tip",
+    )
     """Comma-separated; plain is always one of them."""
     seeds: PositiveInt = 3
     """Of each variant."""
+    sft_seconds: PositiveFloat = 45.0
+    """Seconds of the processor that variants of SFT have."""
     test_on: PositiveInt = 300
     """Test questions: answered greedily, and four times at the rollouts' temperature."""
 
@@ -96,7 +111,10 @@ def main(config: CompareConfig) -> str:
         run = replace(changed, init=start, output=directory, seed=seed)
 
         def result(run: CompareGrpo = run, directory: Path = directory) -> Row:
-            grpo.main(run)
+            if run.select is None:
+                grpo.main(run)
+            else:
+                sft.main(_without_rewards(run, task.levels, config.sft_seconds))
             return measured(directory) | training_figures(directory / "run")
 
         rows.append({"variant": name, "seed": seed} | _stored(directory / "result.json", result))
@@ -109,6 +127,9 @@ def variant(name: str, recipe: CompareGrpo) -> CompareGrpo:
     """Raises `StageError` for one that there is not."""
     if name == "plain":
         return recipe
+    if name in ("sft", "distill") or name.startswith("tip"):
+        share_of(None if name in ("sft", "distill") else name)
+        return replace(recipe, select=name)
     kind, _, scale = name.partition(":")
     if kind not in ("noise", "policy"):
         names = tuple(name.split("+"))
@@ -118,6 +139,20 @@ def variant(name: str, recipe: CompareGrpo) -> CompareGrpo:
         return replace(recipe, latent_noise=float(scale), latent_policy=kind == "policy")
     except ValueError as error:
         raise StageError(f"The variant {name} says how much noise: {kind}:0.1.") from error
+
+
+def _without_rewards(run: CompareGrpo, levels: int, seconds: float) -> sft.SftConfig:
+    """SFT from the same network, at the same rates, on questions as long."""
+    assert run.init is not None, "`main` has given one"
+    return sft.SftConfig(
+        output=run.output, model=run.model, task=run.task, init=run.init, seed=run.seed, seconds=seconds,
+        processor_seconds=True, batch_size=run.questions, num_latents=run.num_latents, nested_from=1.0, milestone_weight=0.0,
+        start_level=levels, max_prompt_tokens=run.max_prompt_tokens, distill_share=float(run.select != "sft"),
+        select=run.select if run.select not in ("sft", "distill") else None,
+        optimizer=sft.SftOptimizer(
+            muon_lr=run.optimizer.muon_lr, adamw_lr=run.optimizer.adamw_lr, weight_decay=0.0, warmup_steps=5, schedule="cosine"
+        ),
+    )  # fmt: skip
 
 
 def _demo_network(directory: Path) -> Path:
