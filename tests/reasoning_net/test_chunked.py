@@ -51,7 +51,7 @@ from torch.nn.functional import cross_entropy
 from reasoning_net import chunked
 torch.set_num_threads(1)
 if sys.argv[1] == "chunked":
-    chunked.CHUNK_LOGITS = 2**21
+    chunked.CHUNK_LOGITS = 2**20
 else:
     chunked.CHUNK_LOGITS = 2**40
 head = torch.nn.Linear(32, 50_000, bias=False).requires_grad_(False)
@@ -66,9 +66,9 @@ print((peak() - before) // 1024)
 
 
 def test_chunks_take_less_memory() -> None:
-    """MiB at the peak: the logits alone are 98 MiB."""
+    """MiB at the peak, libraries included: the logits are 98, softmax and gradients as much each."""
     peaks = {}
     for how in ("whole", "chunked"):
         command = [sys.executable, "-c", _PEAK, how]
         peaks[how] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert peaks["chunked"] < 90 < 190 < peaks["whole"]
+    assert peaks["whole"] - peaks["chunked"] > 180, peaks
