@@ -216,8 +216,12 @@ class Store:
 
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
     """In nats, of the first token of a direct answer, (B,). The prompt's cache is used up."""
-    direct = base.embed(torch.tensor([layout.direct], device=base.device)).expand(len(prompt.mask), -1, -1)
-    log_probs = base.logits(base.extend(prompt, direct)[:, -1]).float().log_softmax(-1)
+    states = prompt.hidden_states  # where a base answers at once, nothing stands before its answer
+    if layout.direct:
+        states = base.extend(
+            prompt, base.embed(torch.tensor([layout.direct], device=base.device)).expand(len(prompt.mask), -1, -1)
+        )
+    log_probs = base.logits(states[:, -1]).float().log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1).cpu()
 
 

@@ -51,13 +51,13 @@ class Transcript:
 
 
 def write_problems(number: int) -> None:
-    """Sums of one to three steps in words."""
+    """Sums of one or two steps in words."""
     rng = random.Random(0)
     lines = set[str]()
     while len(lines) < number:
-        name, thing, have = rng.choice(_NAMES), rng.choice(_THINGS), rng.randint(2, 20)
+        name, thing, have = rng.choice(_NAMES), rng.choice(_THINGS), rng.randint(2, 9)
         said = f"{name} has {have} {thing}."
-        for _ in range(rng.randint(1, 3)):
+        for _ in range(rng.randint(1, 2)):
             count = rng.randint(1, max(1, have // 2))
             buys = rng.random() < 0.6
             have += count if buys else -count
@@ -82,8 +82,8 @@ def test_from_weights_to_a_bundle(transcript: Transcript) -> None:
 
 def test_a_probe_is_fitted(transcript: Transcript) -> None:
     transcript.run(
-        f"router fit --model {BASE} --bundle {BUNDLE} {DATA} --whole --n 240 --explicit-questions 60 --samples 2 "
-        "--max-reply-tokens 96 --max-thinking-tokens 160"
+        f"router fit --model {BASE} --bundle {BUNDLE} {DATA} --whole --n 160 --explicit-questions 40 --samples 2 "
+        "--max-reply-tokens 64 --max-thinking-tokens 96"
     )
     transcript.run(f"router calibrate --bundle {BUNDLE} --explicit-share 0.3")
 
