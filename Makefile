@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices cuda-metadata soak cluster balancers ray ray-scaling attack backdoor bases test-real fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices cuda-metadata soak cluster balancers ray ray-scaling attack backdoor bases test-real adapt fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -99,6 +99,10 @@ attack: $(STAMP)
 # Ten networks with a backdoor, four without, and `check --backdoor` on each; it resumes. TRIGGERS=1 for a look.
 backdoor: $(STAMP)
 	$(BIN)/pytest -o addopts= --numprocesses 2 --timeout 7200 -q -rA tests/long/backdoor.py
+
+# `latentserve adapt` of a small Llama that is trained for SECONDS, undisturbed and killed three times: a quarter of an hour.
+adapt: $(STAMP)
+	SECONDS=$(or $(SECONDS),60) $(BIN)/pytest -o addopts= --timeout 7200 -s -q tests/long/adapt.py
 
 # Bodies around what the protocols allow, and requests that the OpenAPI document allows: EXAMPLES a protocol, and an operation.
 fuzz: $(STAMP)

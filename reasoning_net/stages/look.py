@@ -85,12 +85,10 @@ class Base:
 
 def look(model: str, layout_file: Path | None = None, thinking_prompt: str | None = None) -> Base:
     """Raises `StageError` for what cannot be adapted, before anything is loaded."""
-    try:
-        config = json.loads((checkpoint_directory(model) / "config.json").read_text())
-    except OSError as error:
-        raise StageError(
-            f"There is no model {model}: give a checkpoint directory, or an id that the hub's cache has."
-        ) from error
+    described = checkpoint_directory(model) / "config.json"
+    if not described.is_file():
+        raise StageError(f"There is no model in {model}: a checkpoint directory has a config.json.")
+    config = json.loads(described.read_text())
     tokenizer, shape, device = load_tokenizer(model), BaseShape.of(config), training_device()
     layout = (Layout.read(layout_file) if layout_file else default_layout(tokenizer, shape.vocab_size)).prompted(
         thinking_prompt
