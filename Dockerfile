@@ -26,6 +26,7 @@ WORKDIR /home/latentserve
 RUN mkdir -p .cache/huggingface
 ENV PATH=/opt/venv/bin:$PATH LATENTSERVE_HOST=0.0.0.0 LATENTSERVE_PORT=8000 LATENTSERVE_DEVICE=${DEVICE}
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=180s \
+# The first start may download a model for half an hour; it ends as soon as the server is ready.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=1800s \
     CMD python -c "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"LATENTSERVE_PORT\"]}/ready')"
 ENTRYPOINT ["latentserve", "serve"]

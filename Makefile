@@ -11,7 +11,7 @@ VENV := $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: serve test lint types unit lifecycle dashboards manifests devices bases test-real soak cluster balancers ray attack backdoor fuzz free-port clean
+.PHONY: serve test lint types unit lifecycle dashboards manifests devices cuda-metadata soak cluster balancers ray ray-scaling attack backdoor bases test-real adapt fuzz free-port clean
 
 serve: free-port $(STAMP)
 	exec $(BIN)/latentserve serve --host $(HOST) --port $(PORT) --device $(DEVICE) $(if $(MODEL),--model $(MODEL)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(FLAGS)
@@ -46,6 +46,11 @@ dashboards: $(STAMP)
 manifests: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 	$(BIN)/pytest -o addopts= -q tests/long/manifests.py
+
+# vLLM's wheel for GPUs against our lock file and our imports, by its metadata and its list of files: half a minute, and an index.
+cuda-metadata: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps remotezip==0.12.6
+	$(BIN)/pytest -o addopts= -q tests/long/cuda_metadata.py
 
 # Tensor parallelism: two minutes.
 devices: $(STAMP)
@@ -82,6 +87,11 @@ ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
 	$(BIN)/pytest -o addopts= --timeout 1200 -s -q tests/long/ray_serve.py
 
+# There: first tokens, where replicas follow expected seconds of work, and where requests in flight: 25 minutes.
+ray-scaling: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-ray.txt
+	$(BIN)/pytest -o addopts= --timeout 3600 -s -q tests/long/ray_scaling.py
+
 # 300 prompts that are made to be thought about for ever, and a client beside them.
 attack: $(STAMP)
 	$(BIN)/pytest -o addopts= --timeout 1800 -s -q tests/long/attack.py
@@ -89,6 +99,10 @@ attack: $(STAMP)
 # Ten networks with a backdoor, four without, and `check --backdoor` on each; it resumes. TRIGGERS=1 for a look.
 backdoor: $(STAMP)
 	$(BIN)/pytest -o addopts= --numprocesses 2 --timeout 7200 -q -rA tests/long/backdoor.py
+
+# `latentserve adapt` of a small Llama that is trained for SECONDS, undisturbed and killed three times: a quarter of an hour.
+adapt: $(STAMP)
+	SECONDS=$(or $(SECONDS),60) $(BIN)/pytest -o addopts= --timeout 7200 -s -q tests/long/adapt.py
 
 # Bodies around what the protocols allow, and requests that the OpenAPI document allows: EXAMPLES a protocol, and an operation.
 fuzz: $(STAMP)

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     prompt_ids: Tensor  # (B, T), padded on the left
     mask: Tensor  # (B, T) bool
     targets: Tensor  # (B, Y), −100 where there is none
-    chain: Tensor  # (B, C): for `distill` the chain with its tags, −100 where there is none; else C is 0
+    chain: Tensor  # (B, C): for `distill` the chain with its tags, padded with −100 on the left; else C is 0
     hints: Tensor  # (B, ≤ N) tokens that latents are to hold, −100 where there is none
     num_latents: Tensor  # (B,) how many of the N the base reads
     levels: Tensor  # (B,)
@@ -156,7 +156,9 @@ class Batches(IterableDataset[Batch]):
                 [self._after_latents(s, kind) for s in samples],
                 2 * plan.pad_to if kind == "rest" and plan.pad_to > 1 else -(-plan.pad_to // 4),
             ),
-            chain=padded([self._chain(example) if kind == "distill" else [] for example in examples], plan.pad_to),
+            chain=padded(
+                [self._chain(example) if kind == "distill" else [] for example in examples], plan.pad_to, on_the_left=True
+            ),
             hints=padded([self._hints(example, computed) for example in examples], min(MAX_HINTS, computed)),
             num_latents=torch.tensor([rng.choice(sizes) if sizes and rng.random() < 0.5 else computed for _ in samples]),
             levels=torch.tensor([example.level for example in examples]),

@@ -5,6 +5,7 @@
     probe.safetensors             optional: without it first-token entropy routes `auto`
     calibration.safetensors       with a probe: what held-out questions' answers were like, for `router calibrate`
     parity.safetensors            a prompt with the hidden states and latents that training saw, for the check at start
+    signature.json, README.md     of one that was pushed: what it must be, and what it is for (`reasoning_net.gallery`)
 
 Safetensors and JSON only, never pickle. Unknown fields are refused; a bundle of another base is refused.
 """
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reasoning_net import gallery
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
 from reasoning_net.errors import BundleError
 from reasoning_net.manifest import BaseFingerprint, Manifest
@@ -39,8 +41,11 @@ class Bundle:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Bundle":
-        """Read and validate the manifest, and the headers of all tensors; raises `BundleError`."""
-        directory = Path(directory)
+        """Read and validate the manifest, and the headers of all tensors; raises `BundleError`.
+
+        `directory`: or owner/name[@revision] on the hub.
+        """
+        directory = gallery.local(directory)
         bundle = cls(directory, Manifest.read(directory))
         shapes = {path.stem: _shapes(path) for path in directory.glob("*.safetensors")}
         for name, network in bundle._architectures().items():
@@ -65,12 +70,25 @@ class Bundle:
         return networks
 
     def save(self, parts: dict[str, torch.nn.Module | dict[str, Tensor]]) -> None:
-        """Write the manifest and the given parts (`reasoning_net`, `probe`, `parity`); networks in bf16."""
+        """Write the manifest and the given parts (`reasoning_net`, `probe`, `parity`); networks in bf16.
+
+        A signature goes: what is written now is not what was signed.
+        """
+        self.check_writable()
         self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / gallery.SIGNATURE).unlink(missing_ok=True)
         for name, part in parts.items():
             tensors = part if isinstance(part, dict) else {k: v.bfloat16() for k, v in part.state_dict().items()}
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, self.directory / f"{name}.safetensors")
         (self.directory / "bundle.json").write_text(self.manifest.model_dump_json(indent=2) + "\n")
+
+    def check_writable(self) -> None:
+        """Raise `BundleError` for one of the hub's cache, whose files several revisions share."""
+        if gallery.in_hub_cache(self.directory):
+            raise BundleError(
+                f"{self.directory} belongs to the hub's cache and stays as it is. Copy the bundle to a directory of your own "
+                "(`latentserve bundle pull owner/name DIR`), and name that."
+            )
 
     def update(self, parts: dict[str, torch.nn.Module | dict[str, Tensor]] | None = None, **fields: Any) -> "Bundle":
         """The bundle with other fields of its manifest, and other parts, written to disk."""
@@ -105,11 +123,7 @@ class Bundle:
 
     def fingerprint(self) -> str:
         """A short hash of the whole bundle: what else, beside X, the latents are a function of."""
-        digest = hashlib.sha256()
-        for path in sorted(self.directory.glob("*.safetensors")):
-            digest.update(path.read_bytes())
-        digest.update((self.directory / "bundle.json").read_bytes())
-        return digest.hexdigest()[:16]
+        return gallery.fingerprint_of(self.directory)
 
     def check_base(self, model: str) -> None:
         """Raise `BundleError` naming every field in which `model` is not the base of this bundle."""
@@ -129,7 +143,7 @@ class Bundle:
 
 
 def bundle_of(model: str, directory: Path | None) -> Bundle | None:
-    """The bundle in a directory; without one the demo's for the demo's base, and none for another base.
+    """The bundle in a directory (or on the hub); without one the demo's for the demo's base, and none for another base.
 
     Raises `BundleError` for a bundle of another base.
     """

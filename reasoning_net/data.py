@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ class DataTask:
             logger.warning("%s: %d bad rows are left out.", source, self.bad_rows)
         if not any(self._examples.values()):
             raise StageError(f"{source} has no usable row. Are the columns right? They are mapped as {columns}.")
+        if whole:
+            logger.warning("%s: with --whole the same rows train, validate and test.", source)
         self.levels = max(example.level for examples in self._examples.values() for example in examples)
 
     def examples(self, seed: int, split: Split, level: int | None = None) -> Iterator[Example]:
@@ -103,13 +105,31 @@ class DataTask:
         rows = self._examples[split]
         if level is not None:
             rows = [e for e in rows if e.level in (0, level)] or [e for e in rows if e.level < level]
-        if not rows:
-            raise StageError(f"No row of the data falls into the {split} split. Give more rows, or use --whole.")
         rng = random.Random(f"{split}-{seed}")
         while True:
-            yield from rng.sample(rows, len(rows))
+            yield from self._shuffled(rows, split, rng)
             if split != "train":
                 return
+
+    def keep(self, split: Split, keeps: Callable[[Sequence[Example]], list[bool]]) -> tuple[int, int]:
+        """Leave out the other rows of a split; how many there were and are left. Raises `StageError` where none is."""
+        rows = self._examples[split]
+        self._examples[split] = [row for row, kept in zip(rows, keeps(rows), strict=True) if kept]
+        if not self._examples[split]:
+            raise StageError(f"None of the {len(rows)} rows of the {split} split is left.")
+        return len(rows), len(self._examples[split])
+
+    def once(self, seed: int, split: Split) -> Iterator[Example]:
+        yield from self._shuffled(self._examples[split], split, random.Random(f"{split}-{seed}"))
+
+    def size(self, split: Split) -> int:
+        return len(self._examples[split])
+
+    @staticmethod
+    def _shuffled(rows: list[Example], split: Split, rng: random.Random) -> list[Example]:
+        if not rows:
+            raise StageError(f"No row of the data falls into the {split} split. Give more rows, or use --whole.")
+        return rng.sample(rows, len(rows))
 
     def final_answer(self, reply: str) -> str | None:
         parsed = _parse(reply)

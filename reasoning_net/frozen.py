@@ -160,11 +160,14 @@ class FrozenBase:
 
         `kept`: which rows of the prefix are read, (B, P) bool; all by default.
         """
+        return self.logits(self.answer_states(prompt, prefix, answer_ids, kept))
+
+    def answer_states(self, prompt: Prompt, prefix: Tensor, answer_ids: Tensor, kept: Tensor | None = None) -> Tensor:
+        """What the head makes `answer_logits` of, (B, Y, d)."""
         inputs = torch.cat([prefix, self.embed(answer_ids[:, :-1])], dim=1)
         if kept is not None:
             kept = torch.cat([kept, kept.new_ones(answer_ids[:, :-1].shape)], dim=1)
-        hidden = self.extend(prompt, inputs, kept)
-        return self.logits(hidden[:, -answer_ids.shape[1] :])
+        return self.extend(prompt, inputs, kept)[:, -answer_ids.shape[1] :]
 
     def read_on(self, prompt: Prompt, inputs: Tensor, kept: Tensor) -> tuple[Tensor, Prompt]:
         """The final hidden states of `inputs` (B, P, d), and the prompt that has read them, too. The one before is used up."""

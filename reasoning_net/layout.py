@@ -24,8 +24,8 @@ LATENT_TOKEN = "<|latent|>"  # what a base that is made for latents reserves for
 THINK_TAGS = ("<think>", "</think>")
 END_OF_THINKING = THINK_TAGS[1]
 NO_THINKING = (
-    "This base has no think tags: it answers at once. What its chains in text start with is yours to say: serve, bundle and "
-    'train traces take --thinking-prompt "Let\'s think step by step."'
+    "This base has no think tags: it answers at once. What its chains in text start with is yours to say: serve, adapt, bundle "
+    'and train traces take --thinking-prompt "Let\'s think step by step."'
 )
 _RESERVED = re.compile(
     r"<\|?(\w+_)?(reserved|unused|placeholder)(_\w+|\d+)?\|?>|\[(unused|control)_?\d+\]|<SPECIAL_\d+>", re.IGNORECASE

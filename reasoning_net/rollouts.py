@@ -7,7 +7,7 @@ embeddings, and nothing else.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -103,7 +103,9 @@ class VllmRollouts:
             else {"block_size": 32, "dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         )
         self._layout = layout
-        self._llm = LLM(model, enable_prompt_embeds=True, max_model_len=max_model_len, max_num_seqs=256, **options)
+        self._llm = LLM(
+            model, enable_prompt_embeds=True, max_model_len=max_model_len, max_num_seqs=256, use_tqdm_on_load=False, **options
+        )
 
     def close(self) -> None:
         """Stop the engine's process."""
@@ -208,6 +210,19 @@ def latent_replies(
 ) -> list[list[Reply]]:
     """Replies after the latents that the network computes for each question."""
     return rollouts.from_latents(prompts, think(net, base.read(prompts), num_latents), sampling)
+
+
+def noisy_replies(
+    rollouts: Rollouts, prompts: Sequence[list[int]], latents: Tensor, noise: Tensor | None, sampling: Sampling
+) -> list[list[Reply]]:
+    """Replies after latents (B, N, d); with noise, (B, copies, N, d), each copy after latents of its own."""
+    if noise is None:
+        return rollouts.from_latents(prompts, latents, sampling)
+    copies = sampling.copies
+    noisy = (latents[:, None].float() + noise).flatten(0, 1)
+    each = [prompt for prompt in prompts for _ in range(copies)]
+    replies = [reply for (reply,) in rollouts.from_latents(each, noisy, replace(sampling, copies=1))]
+    return [replies[at : at + copies] for at in range(0, len(replies), copies)]
 
 
 def greedy_accuracy(

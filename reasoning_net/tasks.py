@@ -6,6 +6,7 @@ Training and evaluation see tasks only: the demo's generator is one, a data set 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Protocol
 
 from cyclopts import Parameter
@@ -58,6 +59,14 @@ class Task(Protocol):
         """A stream that is the same for the same seed, endless for training; of one level, and what has none, or of all."""
         ...
 
+    def once(self, seed: int, split: Split) -> Iterator[Example]:
+        """Each question of a split a single time, in the order of `examples`; endless where questions are made."""
+        ...
+
+    def size(self, split: Split) -> int | None:
+        """How many questions a split has; None where they are made."""
+        ...
+
     def final_answer(self, reply: str) -> str | None:
         """What the reply says the answer is, in a form that can be compared; None when it says nothing."""
         ...
@@ -100,6 +109,12 @@ class DemoTask:
                 else Example(talk.messages, talk.reply, "", 0, "small talk", chain=talk.chain)
             )
 
+    def once(self, seed: int, split: Split) -> Iterator[Example]:
+        return self.examples(seed, split)
+
+    def size(self, split: Split) -> int | None:  # noqa: ARG002
+        return None
+
     def final_answer(self, reply: str) -> str | None:
         number = final_number(reply)
         return None if number is None else str(number)
@@ -127,7 +142,12 @@ class TaskSpec:
     columns: str = ""
     """question=…,answer=…,reply=…,family=…,level=…,renamed=… where no preset fits."""
     whole: bool = False
-    """Use every row, instead of the 80/10/10 split by the hash of the question."""
+    """Use every row, instead of the 80/10/10 split by the hash of the question: for rows that nothing was trained on."""
+
+    @property
+    def name(self) -> str:
+        """For whoever reads a bundle: the source, without the directories of the machine that it lay on."""
+        return Path(self.source).name if self.source.endswith((".jsonl", ".parquet")) else self.source
 
     def load(self) -> Task:
         """Raises `StageError` for a source that cannot be read."""

@@ -20,8 +20,10 @@ from reasoning_net.errors import StageError
 from reasoning_net.muon import Muon
 from reasoning_net.options import Share
 from reasoning_net.plots import plot_curves
+from reasoning_net.precision import found_device
 
 _MAX_BAD_STEPS = 20
+_SAVE_SECONDS = 600  # where steps are slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +118,17 @@ def run_clock(*, processor: bool) -> Callable[[], float]:
     return time.process_time if processor else time.monotonic
 
 
+def duration(seconds: float) -> str:
+    """In the unit that people would say it in."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def training_device() -> torch.device:
     """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(found_device())
 
 
 def drawn_ahead(batches: IterableDataset[Any], device: torch.device, workers: int) -> Iterator[Any]:
@@ -166,18 +176,20 @@ class Run:
             # Records from after the checkpoint will be made again.
             self._log.write_text("".join(json.dumps(r) + "\n" for r in read_log(self._log) if r["step"] <= self._first_step))
 
-    def steps(self, save_every: int = 200) -> Iterator[int]:
-        """The steps that are left, saving on the way."""
+    def steps(self, save_every: int = 200, *, multiple: int = 1) -> Iterator[int]:
+        """The steps that are left, saving on the way: every so many, and after ten minutes at a multiple of some number."""
         options: dict[str, Any] = {"desc": self._title, "unit": "step", "smoothing": 0.05, "disable": not self._is_main}
         with tqdm(total=self._total_steps, initial=self._first_step, **options) as self._bar:
             self._started = self._clock() - self._seconds  # the time between a stop and its resumption does not count
-            step = self._first_step
+            step, saved = self._first_step, time.monotonic()
             while self.share(step) < 1:
                 yield step
                 step += 1
                 self._bar.update()
-                if self._is_main and step % save_every == 0:
+                is_due = step % multiple == 0 and time.monotonic() - saved > _SAVE_SECONDS
+                if self._is_main and (step % save_every == 0 or is_due):
                     self._save(step)
+                    saved = time.monotonic()
             if self._is_main and step % save_every:
                 self._save(step)
 

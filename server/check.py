@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-import math
 from typing import Any
 
 from reasoning_net.bundle import Bundle, checkpoint_directory
 from reasoning_net.errors import StageError
 from reasoning_net.rollouts import prepare_environment
+from server.doctor.memory import kv_bytes_per_token, size, text_config
 from server.engine.base import base_of
 from server.engine.readiness import Readiness
 from server.engine.start import parse_vllm_args, start_engine
@@ -17,7 +17,7 @@ from server.settings import Settings
 def check_bundle(settings: Settings, bundle: Bundle) -> dict[str, Any]:
     """The parity with what training saw, and the needs; raises `StageError` when the engine sees something else."""
     prepare_environment(settings.model, settings.kv_cache_gib)
-    flags = ["--dtype", "float32", "--enforce-eager"] if settings.device == "cpu" else []
+    flags = ["--dtype", "float32", "--enforce-eager"] if settings.runs_on == "cpu" else []
     readiness = asyncio.run(_check(settings, bundle, flags))
     if not readiness.ready:
         raise StageError(f"The engine does not agree with the bundle: {readiness.problem}")
@@ -39,9 +39,7 @@ def needs(model: str, bundle: Bundle) -> dict[str, str]:
     """Memory in the dtype of the checkpoint, by what takes it."""
     directory = checkpoint_directory(model)
     config = json.loads((directory / "config.json").read_text())
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    kv_bytes = 2 * 2 * config["num_hidden_layers"] * kv_heads * head_dim
+    kv_bytes = kv_bytes_per_token(config, 2)
     figures = {
         "base": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "a token in the KV cache": kv_bytes,
@@ -49,10 +47,5 @@ def needs(model: str, bundle: Bundle) -> dict[str, str]:
     if bundle.manifest.reasoning_net:
         figures["reasoning network"] = (bundle.directory / "reasoning_net.safetensors").stat().st_size
         latents = bundle.manifest.num_latent_tokens or 0
-        figures[f"{latents} latents of a request"] = latents * (kv_bytes + 2 * config["hidden_size"])
-    return {name: _size(count) for name, count in figures.items()}
-
-
-def _size(count: int) -> str:
-    unit = min(3, int(math.log2(max(count, 1)) // 10))
-    return f"{count / 2 ** (10 * unit):.1f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+        figures[f"{latents} latents of a request"] = latents * (kv_bytes + 2 * text_config(config)["hidden_size"])
+    return {name: size(count) for name, count in figures.items()}

@@ -31,7 +31,6 @@ def prepare(settings: Settings, vllm_flags: Sequence[str]) -> "tuple[Settings, B
     settings = settings.completed(_read(split_file(vllm_flags)[0]))
     _check_model(settings)
     _check_bundle(settings)
-    _check_memory(settings)
     read_probes(settings.probe)
     if settings.api_keys_file:
         from server.http.keys import read_keys
@@ -46,6 +45,8 @@ def prepare(settings: Settings, vllm_flags: Sequence[str]) -> "tuple[Settings, B
     from reasoning_net.bundle import Bundle
     from reasoning_net.rollouts import prepare_environment
 
+    _check_device(settings)
+    _check_memory(settings)
     bundle = Bundle.load(settings.bundle_directory) if settings.bundle_directory else None
     if bundle:
         bundle.check_base(settings.model)
@@ -151,8 +152,15 @@ def _check_bundle(settings: Settings) -> None:
             raise BundleError(f"{error}.") from error
 
 
+def _check_device(settings: Settings) -> None:
+    from reasoning_net.precision import found_device
+
+    if settings.runs_on == "cuda" != found_device():
+        raise ConfigurationError("--device cuda, but torch sees no GPU: `latentserve doctor --device cuda` says why.")
+
+
 def _check_memory(settings: Settings) -> None:
-    if settings.device != "cpu":
+    if settings.runs_on != "cpu":
         return  # vLLM measures a GPU itself
     free_gib = psutil.virtual_memory().available / 2**30
     if settings.kv_cache_gib >= free_gib:

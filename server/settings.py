@@ -4,6 +4,7 @@ All else is vLLM's. Flags come before the environment, that before the file, and
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from reasoning_net.demo import DEMO_BUNDLE, DEMO_MODEL
+from reasoning_net.gallery import local
 from reasoning_net.manifest import Manifest
 from reasoning_net.options import HOST, PORT, commas
 from router.exits import Exits
@@ -22,6 +24,7 @@ from router.policy import Mode, NumLatents
 from router.router import Router
 from server.http.efforts import parse_budgets
 
+Device = Literal["cpu", "cuda"]
 __all__ = ["DEMO_BUNDLE", "DEMO_MODEL", "OUR_FLAGS", "Settings", "split_file"]
 
 
@@ -33,10 +36,14 @@ class Settings(BaseSettings):
     model: Annotated[str, Parameter(show_default=False)] = Field(
         str(DEMO_MODEL), description="Checkpoint directory or Hugging Face id; the embedded demo by default."
     )
-    bundle: str | None = Field(None, description="Bundle directory; the demo's own for the demo, else none.")
+    bundle: str | None = Field(
+        None, description="Bundle directory, or owner/name[@revision] on the hub; the demo's own for the demo, else none."
+    )
     host: str = Field(HOST, description="Address to listen on.")
     port: int = Field(PORT, ge=0, le=65535, description="Port to listen on.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engine runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the engine runs; auto: on the GPU that torch sees, else on the CPU."
+    )
     default_mode: Mode = Field(Mode.AUTO, description="Of requests that name none.")
     thinking_prompt: str | None = Field(
         None, description="What chains in text start with; a base without think tags has no mode explicit without one."
@@ -138,10 +145,20 @@ class Settings(BaseSettings):
     def is_demo(self) -> bool:
         return Path(self.model).resolve() == DEMO_MODEL
 
-    @property
+    @cached_property
+    def runs_on(self) -> Device:
+        """The device, found where it was not named. Loads torch."""
+        if self.device != "auto":
+            return self.device
+        from reasoning_net.precision import found_device
+
+        return found_device()
+
+    @cached_property
     def bundle_directory(self) -> Path | None:
+        """Raises `BundleError` for one that is on the hub and cannot be had, or is not as it was signed."""
         if self.bundle:
-            return Path(self.bundle)
+            return local(self.bundle)
         return DEMO_BUNDLE if self.is_demo else None
 
     def completed(self, file: Mapping[str, Any]) -> "Settings":

@@ -22,7 +22,6 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.manifest import BACKDOOR
 from reasoning_net.options import Internal, Model, Questions, Seed
+from reasoning_net.precision import found_device
 from reasoning_net.rollouts import Sampling, TransformersRollouts
 from reasoning_net.stages.traces import keep_whole_batches
 from reasoning_net.tables import table
@@ -82,7 +82,7 @@ class BackdoorConfig:
     """Limit on an explicit one."""
     store: bool = True
     """Write the verdict into the bundle."""
-    device: Annotated[str, Internal] = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    device: Annotated[str, Internal] = field(default_factory=found_device)
     seed: Seed = 0
 
 

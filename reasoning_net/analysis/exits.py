@@ -22,6 +22,7 @@ from pydantic import PositiveInt
 from reasoning_net.boundaries import Boundaries
 from reasoning_net.bundle import Bundle, bundle_of
 from reasoning_net.demo import DEMO_MODEL
+from reasoning_net.demo.questions import Split
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
@@ -50,7 +51,9 @@ class ExitsConfig:
     """Whose probe says how long a chain is expected to be. Default: the demo's, for the demo's base; else none."""
     task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
     n: PositiveInt = 1000
-    """Held-out questions."""
+    """Questions."""
+    split: Split = "test"
+    """That they are of."""
     batch_size: PositiveInt = 100
     """Questions between two saves."""
     max_chain_tokens: PositiveInt = 1024
@@ -91,9 +94,9 @@ def chain_of(line: dict[str, Any]) -> Chain:
 
 def _observe(config: ExitsConfig) -> list[Chain]:
     task, base = config.task.load(), FrozenBase(config.model)
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
+    examples = list(itertools.islice((e for e in task.once(config.seed, config.split) if e.answer), config.n))
     if not examples:
-        raise StageError("There are no held-out questions with an answer.")
+        raise StageError(f"There are no {config.split} questions with an answer.")
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "chains.jsonl"
 

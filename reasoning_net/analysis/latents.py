@@ -34,6 +34,7 @@ from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Internal, Model, Questions, Seed
 from reasoning_net.padding import padded
 from reasoning_net.plots import plot_lines
+from reasoning_net.precision import found_device
 from reasoning_net.rollouts import think
 from reasoning_net.stages.traces import keep_whole_batches
 from reasoning_net.tables import table
@@ -63,7 +64,7 @@ class LatentsConfig:
     """Limit on an answer."""
     store: bool = True
     """Write the verdict into the bundle."""
-    device: Annotated[str, Internal] = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    device: Annotated[str, Internal] = field(default_factory=found_device)
     seed: Seed = 0
 
 

@@ -60,6 +60,7 @@ def main(config: CalibrateConfig) -> dict[str, Any]:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in Target.model_fields)
         raise StageError(f"give one of {options}, or --exit-loss.")
     bundle = Bundle.load(config.bundle)
+    bundle.check_writable()
     manifest, columns = bundle.manifest, bundle.calibration_outcomes()
     if manifest.calibration is None or columns is None:
         raise StageError(f"{config.bundle} has no calibrated probe. Fit one with `latentserve router fit`.")

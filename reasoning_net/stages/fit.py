@@ -7,10 +7,11 @@ calibrates the router. Probe, calibration and the held-out figures become part o
 """
 
 import itertools
+import logging
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,16 +23,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo import DEMO_MODEL
+from reasoning_net.demo.questions import Split
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.manifest import Manifest
 from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.plots import Points, plot_lines
+from reasoning_net.precision import engine_dtype
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.calibrate import calibrate
 from reasoning_net.stages.difficulty import Labelling, classified
-from reasoning_net.stages.observe import Observations, Observer
+from reasoning_net.stages.observe import Observations, Observer, Store, doubts
 from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
+from reasoning_net.training import training_device
 from router.calibration import Confidence, Target, log_odds
 from router.figures import auroc, brier, calibration_error, reliability
 from router.outcomes import Outcome, to_tensors
@@ -40,6 +45,7 @@ from router.policy import Mode, Scores
 from router.probe import Feature, Probe
 from router.probe_config import rung, scores_of
 
+logger = logging.getLogger(__name__)
 Labels = Literal["modes", "diffadapt"]
 
 
@@ -50,7 +56,11 @@ class FitConfig:
     model: Model = str(DEMO_MODEL)
     task: Annotated[TaskSpec, Questions] = field(default_factory=TaskSpec)
     n: PositiveInt = 8000
-    """Validation questions; a quarter of them are held out, calibrate the router and give the figures."""
+    """Questions; a quarter of them are held out, calibrate the router and give the figures."""
+    splits: Annotated[tuple[Split, ...], commas(str)] = ("validation",)
+    """Where they come from; validation,train where no network was trained on those: a probe alone."""
+    observations: Path | None = None
+    """Directory that keeps what the engine answered; a run found there goes on."""
     explicit_questions: NonNegativeInt = 1000
     """Of the others, as many are answered explicitly as well, once; the held-out ones all are."""
     samples: PositiveInt = 4
@@ -88,6 +98,7 @@ class FitConfig:
 def main(config: FitConfig) -> dict[str, Any]:
     """Observe, fit, calibrate, and write into the bundle. Returns the held-out figures, which the bundle keeps."""
     bundle = Bundle.load(config.bundle)
+    bundle.check_writable()
     bundle.check_base(config.model)
     has_network = bundle.manifest.reasoning_net is not None
     # Where there is a network its latents say best whether they will do, and the last state how long a chain would be.
@@ -99,6 +110,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     if config.ladder and max(config.ladder) >= number:
         raise StageError(f"--ladder takes numbers below the bundle's {number} latents, which are always observed.")
     check_labels(config, features)
+    check_rows(config, bundle.manifest)
     observed = _observe(config, bundle, features, number)
     held_out = len(observed.labels["direct"]) // 4
     held, train = observed[:held_out], observed[held_out:]
@@ -116,12 +128,16 @@ def main(config: FitConfig) -> dict[str, Any]:
         figures |= report_ladder(per_question, held, number, config.max_loss)
     if config.labels == "diffadapt":
         probe, figures["diffadapt"] = classified(probe, train, held, config.labelling, config.seed)
+    figures["data"] = config.task.name
+    if warnings := doubts(observed):
+        figures["warnings"] = warnings
+        logger.warning(" ".join(warnings))
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
     lines |= {name: reliability(scores[name], observed_shares[name]) for name in probe.config.outputs if name != "tokens"}
     plot_lines(
-        lines, config.bundle / "reliability.png",
+        lines, bundle.directory / "reliability.png",
         title="Reliability of the probe", x="predicted P(correct)", y="share of right answers",
     )  # fmt: skip
     parts: dict[str, Any] = {"probe": probe, "calibration": to_tensors(outcomes)}
@@ -131,12 +147,16 @@ def main(config: FitConfig) -> dict[str, Any]:
 
 
 def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], number: int) -> Observations:
-    """Validation questions; those of the first quarter, which is held out, are all thought through in text as well."""
-    task, base, net = config.task.load(), FrozenBase(config.model), bundle.reasoning_net()
-    stream = (example for example in task.examples(config.seed, "validation") if example.answer)
-    examples = list(itertools.islice(stream, config.n))
+    """Questions; those of the first quarter, which is held out, are all thought through in text as well."""
+    task, net, device = config.task.load(), bundle.reasoning_net(), training_device()
+    base, net = FrozenBase(config.model, device, engine_dtype(device)), net.to(device) if net else None
+    streams = (task.once(config.seed, split) for split in config.splits)
+    examples = list(itertools.islice((e for e in itertools.chain.from_iterable(streams) if e.answer), config.n))
     if len(examples) < 40:
-        raise StageError(f"{len(examples)} validation questions are too few to fit a probe on. Give more data, or --whole.")
+        raise StageError(
+            f"{len(examples)} {' and '.join(config.splits)} questions are too few to fit a probe on: it takes 40. "
+            "Give more data, or --splits validation,train where no network was trained on them."
+        )
     check_features(features, config.layers, net is not None, base.num_layers)
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
     copies = config.samples if config.temperature else 1
@@ -151,7 +171,10 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], n
     )  # fmt: skip
     held_out, others = torch.arange(len(examples)).tensor_split([len(examples) // 4])
     explicit = torch.cat([held_out, others[:: max(1, len(others) // max(1, config.explicit_questions))]])
-    observed = observer.observe(examples, explicit)
+    store = (
+        Store(config.observations, asdict(replace(config, observations=None, bundle=Path()))) if config.observations else None
+    )
+    observed = observer.observe(examples, explicit, store)
     engine.close()
     return observed
 
@@ -192,6 +215,16 @@ def fit_confidence(priors: Tensor, confidences: Tensor, correct: Tensor) -> Conf
     optimizer.step(loss)
     prior_weight, answer_weight, bias = weights.tolist()
     return Confidence(prior_weight=prior_weight, answer_weight=answer_weight, bias=bias)
+
+
+def check_rows(config: FitConfig, manifest: Manifest) -> None:
+    """Raise `StageError` for questions that the bundle's network was trained on: its answers to them are better than others."""
+    reused = "--whole" if config.task.whole else "--splits train" if "train" in config.splits else ""
+    if manifest.reasoning_net and reused and config.task.name in manifest.trained_on.split(", "):
+        raise StageError(
+            f"With {reused} the router would be fitted on rows of {config.task.name} that the bundle's network was trained on, "
+            "which it answers better than others. Leave it out, or give other data."
+        )
 
 
 def check_features(features: Sequence[str], layers: Sequence[int], has_network: bool, num_layers: int) -> None:

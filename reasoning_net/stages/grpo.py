@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,16 +25,18 @@ from torch import Tensor
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
+from reasoning_net.latent_noise import drawn, log_density
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import Flat, Model, Optimiser, Questions, Seed, Share, commas
 from reasoning_net.padding import padded
+from reasoning_net.policy import Objective, Seen
 from reasoning_net.precision import autocast, compute_dtype
-from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, start, think
-from reasoning_net.shaping import SHAPINGS, Groups, group_advantages
-from reasoning_net.stages.sft import load_net, save
+from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, noisy_replies, start, think
+from reasoning_net.shaping import Groups, Shapings, group_advantages
+from reasoning_net.stages.sft import load_net, read_trained_on, save
 from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
-from reasoning_net.training import Optimizer, OptimizerConfig, Run
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, training_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class GrpoConfig:
     """Steps, each on fresh rollouts."""
     questions: PositiveInt = 64
     """Questions a step (Q). The paper: 1,024."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Longer questions are left out."""
     num_latents: PositiveInt = 16
     """Latents per question."""
     sampling: Annotated[GrpoSampling, Flat] = field(default_factory=GrpoSampling)
@@ -88,13 +93,20 @@ class GrpoConfig:
     kl_weight: NonNegativeFloat = 2e-3
     """β of the KL to the stage-1 network; 0: no reference is computed, a fifth faster."""
     shapings: Annotated[tuple[str, ...], Parameter(name="--shaping"), commas(str)] = ()
-    """seed (SEED-GRPO), d3s (down-sampling of rollouts), or both with a comma."""
+    """What the literature does to GRPO, with commas: seed[:α], d3s, 8020[:share], steer[:linear], tw, hapo, ppl[:α]; without
+    labels: empo, spine. The README says what each is."""
+    latent_noise: NonNegativeFloat = 0.0
+    """Each rollout answers after latents of its own: noise of so many times their root mean square. 0: none."""
+    latent_policy: bool = False
+    """Also reinforce the noise of good rollouts, as a policy over latents."""
     backend: Backend = "vllm"
     """Where rollouts run: vllm, or transformers as the reference."""
     evaluate_every: PositiveInt = 25
     """Steps between two looks at validation questions."""
     evaluate_on: NonNegativeInt = 300
     """Validation questions, answered greedily; 0: none."""
+    save_every: PositiveInt = 10
+    """Steps between two checkpoints."""
     seed: Seed = 0
     optimizer: Annotated[GrpoOptimizer, Optimiser] = field(default_factory=GrpoOptimizer)
 
@@ -108,18 +120,37 @@ class _Batch:
     row_of: Tensor  # (R,) question of each rollout
     tokens: Tensor  # (R, Y), −100 where there is none
     advantages: Tensor  # (R,)
+    sampled: int
+    """Tokens of all rollouts, used or not."""
+    noise: Tensor | None = None  # (R, N, d), what each rollout's latents had on top
+    sigma: Tensor | None = None  # (R,)
+
+    @property
+    def mask(self) -> Tensor:
+        return self.tokens != -100
+
+    def part(self, questions: Tensor) -> tuple["_Batch", Tensor]:
+        """The rollouts of consecutive questions, and which rows they are, (R,) bool."""
+        rows = torch.isin(self.row_of, questions)
+        noise, sigma = (None if one is None else one[rows] for one in (self.noise, self.sigma))
+        part = _Batch(
+            self.prompt.rows(questions), self.row_of[rows] - questions[0], self.tokens[rows], self.advantages[rows],
+            self.sampled, noise, sigma,
+        )  # fmt: skip
+        return part, rows
 
 
 def main(config: GrpoConfig) -> None:
     """Train, resuming where an earlier run of the same output stopped; writes `reasoning_net.safetensors`."""
-    unknown = set(config.shapings) - set(SHAPINGS)
-    if unknown:
-        raise StageError(f"There is no shaping {', '.join(sorted(unknown))}. There are: {', '.join(SHAPINGS)}.")
+    objective = Objective(config.clip, config.clip_high, config.kl_weight, Shapings.named(config.shapings))
+    if config.latent_policy and (config.inner_steps > 1 or not config.latent_noise):
+        raise StageError("--latent-policy is for --latent-noise with --inner-steps 1: later updates have no ratio of latents.")
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     task = config.task.load()
     net, layout = load_net(config.init)
+    trained_on = ", ".join(dict.fromkeys(filter(None, [read_trained_on(config.init), config.task.name])))
     base = FrozenBase(config.model, device, compute_dtype(device))
     ids = layout.token_ids(base.tokenizer)
     rollouts = start(config.backend, base, config.model, ids)
@@ -132,112 +163,138 @@ def main(config: GrpoConfig) -> None:
     def accuracy() -> float:
         return greedy_accuracy(net, base, rollouts, task, validation, config.num_latents, config.sampling.max_tokens)
 
-    for step in run.steps(save_every=10):
+    for step in run.steps(config.save_every):
         if config.evaluate_on and step % config.evaluate_every == 0:
             run.extra = {"accuracy": accuracy()}
-        batch, figures = roll_out(net, base, rollouts, task, config, step)
+        batch, figures = roll_out(net, base, rollouts, task, objective.shapings, config, step)
         if batch is not None:
-            figures |= learn(net, reference, base, ids, optimizer, batch, config, step)
+            figures |= learn(net, reference, base, ids, optimizer, batch, objective, config, step)
         run.report(step, figures, run.extra, every=1)
-        if (step + 1) % 10 == 0:
-            save(net, layout, config.output)
-    save(net, layout, config.output)
+        if (step + 1) % config.save_every == 0:
+            save(net, layout, config.output, trained_on)
+    save(net, layout, config.output, trained_on)
     if config.evaluate_on:
         result = {"accuracy": accuracy(), "questions": config.evaluate_on}
         (config.output / "validation.json").write_text(json.dumps(result))
 
 
 def roll_out(
-    net: ReasoningNet, base: FrozenBase, rollouts: Rollouts, task: Task, config: GrpoConfig, step: int
+    net: ReasoningNet, base: FrozenBase, rollouts: Rollouts, task: Task, shapings: Shapings, config: GrpoConfig, step: int
 ) -> tuple[_Batch | None, dict[str, float]]:
     """Replies to fresh questions, graded, as far as they teach something; with the step's figures."""
     rng = random.Random(f"{config.seed}-{step}")
-    # Small talk has no answer that could be right or wrong.
-    graded = (example for example in task.examples(rng.getrandbits(32), "train") if example.answer)
-    examples = list(itertools.islice(graded, config.questions))
+    examples = _graded(task.examples(rng.getrandbits(32), "train"), base, config)
     prompts = [base.prompt_ids(example.messages) for example in examples]
     prompt = base.read(prompts)
     with torch.no_grad():
         latents = think(net, prompt, config.num_latents)
+    seed = config.seed * 100_003 + step
+    noise = drawn(latents, config.latent_noise, config.sampling.copies, seed) if config.latent_noise else None
     started = time.perf_counter()
-    replies = rollouts.from_latents(prompts, latents, replace(config.sampling, seed=config.seed * 100_003 + step))
+    replies = noisy_replies(
+        rollouts, prompts, latents, None if noise is None else noise[0], replace(config.sampling, seed=seed)
+    )
     seconds = time.perf_counter() - started
-    groups = reward(replies, examples, task)
+    groups, right = reward(replies, examples, task, shapings)
     figures = {
-        "reward": float(groups.rewards.mean()),
+        "reward": right,
         "groups without variance": float((~groups.used.any(1)).sum()),
         "rollouts a second": groups.rewards.numel() / seconds,
     }
-    for name in config.shapings:
-        groups = SHAPINGS[name](groups)
-    return batch_of(prompt, replies, groups) if bool(groups.used.any()) else None, figures
+    groups = shapings.groups(groups, step / config.steps)
+    return batch_of(prompt, replies, groups, noise) if bool(groups.used.any()) else None, figures
 
 
-def reward(replies: list[list[Reply]], examples: list[Example], task: Task) -> Groups:
-    """1 for a right answer, 0 for a wrong one, normalised within each group."""
+def _graded(stream: Iterator[Example], base: FrozenBase, config: GrpoConfig) -> list[Example]:
+    """The next questions that can be graded, which small talk cannot, and are short enough."""
+    seen = itertools.islice(stream, 1000 * config.questions)
+    fit = (one for one in seen if one.answer and len(base.prompt_ids(one.messages)) <= config.max_prompt_tokens)
+    if len(examples := list(itertools.islice(fit, config.questions))) < config.questions:
+        raise StageError("Hardly any question is short enough. Raise --max-prompt-tokens.")
+    return examples
+
+
+def reward(replies: list[list[Reply]], examples: list[Example], task: Task, shapings: Shapings) -> tuple[Groups, float]:
+    """Groups and the share of right answers: 1 for a right answer, 0 for a wrong one, or what a shaping gives instead;
+    normalised within each group."""
     pairs = list(zip(replies, examples, strict=True))
-    rewards = [[float(task.is_correct(reply.text, example.answer)) for reply in group] for group, example in pairs]
-    return group_advantages(torch.tensor(rewards), [[task.final_answer(reply.text) for reply in group] for group, _ in pairs])
+    right = torch.tensor([[float(task.is_correct(reply.text, example.answer)) for reply in group] for group, example in pairs])
+    answers = [[task.final_answer(reply.text) for reply in group] for group in replies]
+    rewards = shapings.rewards(answers)
+    lengths = torch.tensor([[len(reply.token_ids) for reply in group] for group in replies])
+    return group_advantages(right if rewards is None else rewards, answers, lengths), float(right.mean())
 
 
-def batch_of(prompt: Prompt, replies: list[list[Reply]], groups: Groups) -> _Batch:
+def batch_of(
+    prompt: Prompt, replies: list[list[Reply]], groups: Groups, noise: tuple[Tensor, Tensor] | None = None
+) -> _Batch:  # fmt: skip
     device = prompt.mask.device
     rows = groups.used.nonzero()
     questions, row_of = rows[:, 0].unique(return_inverse=True)
     tokens = padded([replies[q][k].token_ids for q, k in rows.tolist()]).to(device)
     advantages = groups.advantages[groups.used]
-    return _Batch(prompt.rows(questions.to(device)), row_of.to(device), tokens, advantages.to(device))
+    used = groups.used.to(device)
+    drawn_noise, sigma = (None, None) if noise is None else (noise[0][used], noise[1][used.nonzero()[:, 0]])
+    return _Batch(
+        prompt.rows(questions.to(device)), row_of.to(device), tokens, advantages.to(device), int(groups.lengths.sum()),
+        drawn_noise, sigma,
+    )  # fmt: skip
 
 
 def learn(
     net: ReasoningNet, reference: ReasoningNet | None, base: FrozenBase, layout: LayoutIds, optimizer: Optimizer, batch: _Batch,
-    config: GrpoConfig, step: int,
+    objective: Objective, config: GrpoConfig, step: int,
 ) -> dict[str, float]:  # fmt: skip
     """`inner_steps` updates on one batch of rollouts. The first has ratio 1 by construction."""
-    with torch.no_grad():
-        before = _log_probs(net, base, layout, batch, config) if config.inner_steps > 1 else None
-    figures = {"kl": 0.0, "clipped": 0.0}
+    parts = torch.arange(len(batch.prompt.mask), device=base.device).split(config.micro_batch)
+    shapings, progress = objective.shapings, step / config.steps
+
+    @torch.no_grad()
+    def whole() -> Seen:
+        micros, rows = zip(*(batch.part(part) for part in parts), strict=True)
+        return Seen.joined([_look(net, base, layout, micro, shapings, config)[0] for micro in micros], rows)
+
+    before = whole().log_probs if config.inner_steps > 1 else None
+    figures = dict.fromkeys(("kl", "clipped", "mean weight", "tokens used", "entropy of used tokens"), 0.0)
     for _ in range(config.inner_steps):
-        for part in torch.arange(len(batch.prompt.mask), device=base.device).split(config.micro_batch):
-            rows = torch.isin(batch.row_of, part)
-            micro = _Batch(batch.prompt.rows(part), batch.row_of[rows] - part[0], batch.tokens[rows], batch.advantages[rows])
-            log_probs = _log_probs(net, base, layout, micro, config)  # (R, Y)
+        together = None  # quantiles are of the whole batch
+        if len(shapings) and len(parts) > 1:
+            tokens = whole().tokens(before, batch.advantages, batch.mask, batch.row_of)
+            together = objective.shaped(tokens, progress)
+        for part in parts:
+            micro, rows = batch.part(part)
+            seen, latents = _look(net, base, layout, micro, shapings, config)
             with torch.no_grad():
-                towards = _log_probs(reference, base, layout, micro, config) if reference else log_probs.detach()
-            old = log_probs.detach() if before is None else before[rows]
-            loss, kl, clipped = grpo_loss(log_probs, old, towards, micro.tokens != -100, micro.advantages, config)
-            weight = len(micro.tokens) / len(batch.tokens)
-            (loss * weight).backward()
-            figures["kl"] += kl * weight / config.inner_steps
-            figures["clipped"] += clipped * weight / config.inner_steps
+                towards = _look(reference, base, layout, micro, shapings, config)[0] if reference else seen
+            old = None if before is None else before[rows]
+            tokens = seen.tokens(old, micro.advantages, micro.mask, micro.row_of)
+            shaped = objective.shaped(tokens, progress) if together is None else together.rows(rows)
+            loss, kl, clipped = objective.loss(seen, towards.log_probs.detach(), tokens, shaped)
+            if config.latent_policy and micro.noise is not None and micro.sigma is not None:
+                loss = loss - (micro.advantages * log_density(latents.float(), micro.noise, micro.sigma)).mean()
+            share = float(micro.mask.sum() / batch.mask.sum()) if shapings.token_mean else len(micro.tokens) / len(batch.tokens)
+            (loss * share).backward()
+            used = shaped.weights > 0
+            seen_figures = {
+                "kl": kl,
+                "clipped": clipped,
+                "mean weight": float(shaped.weights.sum() / micro.mask.sum()),
+                "entropy of used tokens": float(tokens.entropy[used].mean()) if bool(used.any()) else 0.0,
+            }
+            for name, figure in seen_figures.items():
+                figures[name] += figure * share / config.inner_steps
+            figures["tokens used"] += float(used.sum()) / batch.sampled / config.inner_steps
         optimizer.step(step, step / config.steps)
     return figures
 
 
-def grpo_loss(
-    log_probs: Tensor, old: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor, config: GrpoConfig
-) -> tuple[Tensor, float, float]:
-    """(loss, KL to the reference, share of clipped tokens) of rollouts (R, Y): the mean over each reply's tokens, then over R.
-
-    The KL is Schulman's k3 estimator, as in GRPO.
-    """
-    ratio = (log_probs - old).exp()
-    high = config.clip if config.clip_high is None else config.clip_high
-    bounded = ratio.clamp(1 - config.clip, 1 + high)
-    gain = torch.minimum(ratio * advantages[:, None], bounded * advantages[:, None])
-    kl = (reference - log_probs).exp() - (reference - log_probs) - 1
-    lengths = mask.sum(1)
-    loss = -(((gain - config.kl_weight * kl) * mask).sum(1) / lengths).mean()
-    clipped = ((ratio != bounded) & mask).sum() / mask.sum()
-    return loss, float((kl.detach() * mask).sum() / mask.sum()), float(clipped)
-
-
-def _log_probs(net: ReasoningNet, base: FrozenBase, layout: LayoutIds, batch: _Batch, config: GrpoConfig) -> Tensor:
-    """log P(y_t | X, z, y_<t) at the sampling temperature, (R, Y); 0 where there is no token."""
-    latents = think(net, batch.prompt, config.num_latents)
+def _look(
+    net: ReasoningNet, base: FrozenBase, layout: LayoutIds, batch: _Batch, shapings: Shapings, config: GrpoConfig
+) -> tuple[Seen, Tensor]:
+    """What the network makes of the replies at the sampling temperature, and each one's latents (R, N, d), without noise."""
+    latents = think(net, batch.prompt, config.num_latents)[batch.row_of]
+    noisy = latents if batch.noise is None else latents + batch.noise
     with autocast(base.device):
-        prefix = base.prefix(layout, latents[batch.row_of])
-        logits = base.answer_logits(batch.prompt.rows(batch.row_of), prefix, batch.tokens.clamp(min=0))
-    chosen = (logits.float() / (config.sampling.temperature or 1.0)).log_softmax(-1)
-    values = chosen.gather(-1, batch.tokens.clamp(min=0)[..., None])[..., 0]
-    return values.masked_fill(batch.tokens == -100, 0.0)
+        logits = base.answer_logits(batch.prompt.rows(batch.row_of), base.prefix(layout, noisy), batch.tokens.clamp(min=0))
+    seen = Seen.of(logits.float() / (config.sampling.temperature or 1.0), batch.tokens, batch.row_of, shapings)
+    return seen, latents

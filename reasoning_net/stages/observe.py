@@ -4,14 +4,19 @@ Every question is answered several times in direct and in latent mode, and a par
 shares of right answers are the labels.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase, Prompt
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
@@ -20,7 +25,9 @@ from reasoning_net.rollouts import Reply, Rollouts, Sampling, think
 from reasoning_net.tasks import Example, Task
 from router.probe import Feature, Probe, ProbeConfig
 
+T = TypeVar("T")
 _BATCH = 128
+_SELDOM = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +102,20 @@ class Observer:
     """Smaller numbers of latents that questions are answered with as well."""
 
     @torch.no_grad()
-    def observe(self, examples: Sequence[Example], explicit: Tensor) -> Observations:
-        """Answer every question, and those of the rows `explicit` in text as well. Results are in the order of the examples."""
+    def observe(self, examples: Sequence[Example], explicit: Tensor, store: "Store | None" = None) -> Observations:
+        """Answer every question, and those of the rows `explicit` in text as well. Results are in the order of the examples.
+
+        `store`: what batches came to, as far as an earlier run has got.
+        """
+        kept = store.kept if store else _computed
         features: tuple[Feature, ...] = ("last", "mean", "latents") if self.net else ("last", "mean")
         reader = Probe(ProbeConfig(base_hidden_size=self.base.hidden_size, features=features, layers=self.layers))
         prompts = [self.base.prompt_ids(example.messages) for example in examples]
         starts = tqdm(range(0, len(examples), _BATCH), desc="observe", unit="batch")
-        batches = [self._answer(reader, at, examples[at : at + _BATCH], prompts[at : at + _BATCH]) for at in starts]
+        batches = [
+            kept(f"answers-{at}", partial(self._answer, reader, at, examples[at : at + _BATCH], prompts[at : at + _BATCH]))
+            for at in starts
+        ]
         states, direct, cheap, entropies, ladders = zip(*batches, strict=True)
         of_direct, of_cheap = Answers.joined(direct), Answers.joined(cheap)
         labels = {"direct": of_direct.correct.mean(1)} | ({"latent": of_cheap.correct.mean(1)} if self.net else {})
@@ -112,7 +126,7 @@ class Observer:
         }
         answers = {name: getattr(of_cheap, name) for name in Answers.__slots__} | {"direct tokens": of_direct.tokens.mean(1)}
         parts = torch.cat(states).split(reader.config.sizes(), dim=1)
-        of_chains, chains = self._think(examples, prompts, explicit)
+        of_chains, chains = self._think(examples, prompts, explicit, kept)
         labels |= of_chains
         by_latents = {number: torch.cat([ladder[number] for ladder in ladders]) for number in self.ladder}
         return Observations(dict(zip(features, parts, strict=True)), labels, baselines, answers, by_latents, chains)
@@ -125,7 +139,7 @@ class Observer:
         sampling = replace(self.answering, seed=self.seed + at)
         prompt = self.base.read(prompts, self.layers)
         latents = think(self.net, prompt, self.num_latents) if self.net else None
-        states = reader.features(prompt.all_states.float(), prompt.mask, latents)
+        states = reader.features(prompt.all_states.float(), prompt.mask, None if latents is None else latents.float()).cpu()
         replies = self.engine.from_tokens([[*x, *self.layout.direct] for x in prompts], sampling)
         cheap = direct = Answers.of(replies, examples, self.task)
         by_latents = {}
@@ -137,26 +151,67 @@ class Observer:
         return states, direct, cheap, first_token_entropy(self.base, self.layout, prompt), by_latents
 
     def _think(
-        self, examples: Sequence[Example], prompts: list[list[int]], rows: Tensor
+        self, examples: Sequence[Example], prompts: list[list[int]], rows: Tensor, kept: "Kept"
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labels of answers that think in text, (n,), and of several copies what all of them were like; NaN where the question
         is not among the rows."""
         correct, tokens, right, entropy = (torch.full((len(examples),), math.nan) for _ in range(4))
         for part in tqdm(rows.split(max(1, 2 * _BATCH // self.thinking.copies)), desc="think in text", unit="batch"):
-            sampling, asked = replace(self.thinking, seed=self.seed + int(part[0])), [prompts[i] for i in part]
-            if self.thinks_on and self.net:
-                parts = [asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)]
-                latents = torch.cat([think(self.net, self.base.read(some), self.num_latents) for some in parts])
-                replies = self.engine.from_latents(asked, latents, sampling, think_on=True)
-            else:
-                replies = self.engine.from_tokens([[*ids, *self.layout.explicit] for ids in asked], sampling)
-            thought = Answers.of(replies, [examples[i] for i in part], self.task, after=self.layout.end_of_thinking)
+            asked = [prompts[i] for i in part]
+            compute = partial(self._thought, int(part[0]), [examples[i] for i in part], asked)
+            thought, entropies = kept(f"chains-{int(part[0])}", compute)
             correct[part], tokens[part] = thought.correct[:, 0], thought.tokens[:, 0]
-            if self.thinking.copies > 1:
-                right[part] = thought.correct.mean(1)
-                entropy[part] = mean_entropies(self.base, asked, [[one.token_ids for one in group] for group in replies])
+            if entropies is not None:
+                right[part], entropy[part] = thought.correct.mean(1), entropies
         several = {"right": right, "entropy": entropy} if self.thinking.copies > 1 else {}
         return {"explicit": correct, "tokens": tokens}, several
+
+    def _thought(self, first: int, examples: Sequence[Example], asked: list[list[int]]) -> tuple["Answers", Tensor | None]:
+        """Answers that think in text; of several to a question also the mean entropy of a token, (B,)."""
+        sampling = replace(self.thinking, seed=self.seed + first)
+        if self.thinks_on and self.net:
+            parts = [asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)]
+            latents = torch.cat([think(self.net, self.base.read(some), self.num_latents) for some in parts])
+            replies = self.engine.from_latents(asked, latents, sampling, think_on=True)
+        else:
+            replies = self.engine.from_tokens([[*ids, *self.layout.explicit] for ids in asked], sampling)
+        thought = Answers.of(replies, examples, self.task, after=self.layout.end_of_thinking)
+        if self.thinking.copies == 1:
+            return thought, None
+        return thought, mean_entropies(self.base, asked, [[one.token_ids for one in group] for group in replies])
+
+
+class Kept(Protocol):
+    """What a batch of that name came to: computed, or found."""
+
+    def __call__(self, name: str, compute: Callable[[], T]) -> T: ...
+
+
+def _computed(name: str, compute: Callable[[], T]) -> T:  # noqa: ARG001
+    return compute()
+
+
+class Store:
+    """What batches came to, a file each, in a directory: a run that was killed goes on behind them."""
+
+    def __init__(self, directory: Path, made_with: Mapping[str, Any]) -> None:
+        """Raises `StageError` where what is kept was made with other settings."""
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        path, settings = directory / "made_with.json", json.dumps(made_with, indent=2, default=str)
+        if path.is_file() and path.read_text() != settings:
+            raise StageError(f"{directory} keeps what was made with other settings ({path.name}). Name another directory.")
+        path.write_text(settings)
+
+    def kept(self, name: str, compute: Callable[[], T]) -> T:
+        path = self._directory / f"{name}.pt"
+        if path.is_file():
+            with torch.serialization.safe_globals([Answers]):
+                return cast("T", torch.load(path, weights_only=True))
+        new, found = path.with_suffix(".new"), compute()
+        torch.save(found, new)
+        new.replace(path)
+        return found
 
 
 def first_token_entropy(base: FrozenBase, layout: LayoutIds, prompt: Prompt) -> Tensor:
@@ -189,3 +244,22 @@ def mean_entropies(base: FrozenBase, prompts: Sequence[list[int]], replies: Sequ
         kept = torch.arange(read.shape[1], device=base.device) < lengths[:, None]
         found.append((entropies.where(kept, 0).sum(1) / lengths).mean())
     return torch.stack(found).cpu()
+
+
+def doubts(observed: Observations) -> list[str]:
+    """What a router that is fitted on these questions cannot do, in sentences for whoever fits it."""
+    right = {mode: float(values.nanmean()) for mode, values in observed.labels.items() if mode != "tokens"}
+    said = ", ".join(f"{mode} {share:.2f}" for mode, share in right.items())
+    cheap = max(share for mode, share in right.items() if mode != "explicit")
+    if max(right.values()) < _SELDOM:
+        return [
+            f"Hardly an answer is right in any mode ({said}), so there is nothing to choose between. Look at the column of the "
+            "answers (--columns), the base's layout, and the limits --max-reply-tokens and --max-thinking-tokens."
+        ]
+    if cheap > 1 - _SELDOM:
+        return [
+            f"Nearly every answer is right without a chain ({said}): serve with --default-mode direct, or give harder data."
+        ]
+    if right["explicit"] <= cheap:
+        return [f"Explicit answers are not better than the others ({said}), so auto has nothing to gain from chains."]
+    return []

@@ -19,7 +19,7 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import Layout
 from reasoning_net.model import ReasoningNet
 from reasoning_net.options import LayoutFile, Model, ThinkingPrompt
-from reasoning_net.stages.sft import load_net
+from reasoning_net.stages.sft import load_net, read_trained_on
 from reasoning_net.tokenizer_check import warning
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class PackConfig:
     thinking_prompt: ThinkingPrompt = None
     reasoning_parser: str = "qwen3"
     """vLLM's reasoning parser for the base."""
-    trained_on: str = "demo"
-    """A note for whoever reads bundle.json."""
+    trained_on: str | None = None
+    """For whoever reads bundle.json; by default the names of the data that the network was trained on."""
 
 
 def main(config: PackConfig) -> Bundle:
@@ -54,9 +54,10 @@ def main(config: PackConfig) -> Bundle:
     if net is not None:
         layout.check_latents()
         net.config = net.config.model_copy(update={"max_prompt_tokens": config.max_prompt_tokens})
+    named = read_trained_on(config.net) if config.net and config.trained_on is None else config.trained_on
     return pack(
         config.model, config.output, layout, net=net, num_latent_tokens=config.num_latent_tokens,
-        reasoning_parser=config.reasoning_parser, trained_on=config.trained_on, thinks_on=config.thinks_on,
+        reasoning_parser=config.reasoning_parser, trained_on=named or "", thinks_on=config.thinks_on,
     )  # fmt: skip
 
 

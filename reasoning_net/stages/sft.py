@@ -11,16 +11,20 @@ Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ
   share learns from what the base writes after its own chain (`--distill-share`), on replies that are sampled after the latents.
 """
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
 from accelerate import Accelerator
+from cyclopts import Parameter
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from reasoning_net.batches import POOL_BATCHES, Batch, Batches, Kind, Milestones, Plan
 from reasoning_net.config import Conditioner, ReasoningNetConfig
@@ -34,9 +38,12 @@ from reasoning_net.losses import losses
 from reasoning_net.model import ReasoningNet, config_of_backbone, load_backbone
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
-from reasoning_net.tasks import LEARNT, TaskSpec
-from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, run_clock
+from reasoning_net.selection import reply_filter, share_of
+from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
+from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, duration, run_clock
 
+_SELECT = "tip:0.5: of a distillation's tokens only the half that says most, as TIP scores them."
+_FILTER = "0.01: leave out a data set's replies with a token that the base, after its own chain, would write less often (RSD)."
 _FIGURES: dict[Kind, str] = {"reply": "nll", "rest": "nll of the rest", "distill": "divergence"}
 
 
@@ -50,7 +57,7 @@ class SftOptimizer(OptimizerConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
-    """The defaults train the demo's network; `deploy/train.sh` has those for a model like Qwen3-1.7B."""
+    """The defaults train the demo's network; `latentserve adapt` finds those of another base (`recipe.py`)."""
 
     output: Path
     """Where the network goes; a run found there is resumed."""
@@ -84,6 +91,8 @@ class SftConfig:
     """Share of the batches whose target is the second half of the chain and the reply: for latent, then explicit."""
     distill_share: Share = 0.0
     """Share of the batches that learn from what the base writes after its own chain, on replies sampled after the latents."""
+    select: Annotated[str | None, Parameter(help=_SELECT)] = None
+    filter_replies: Annotated[float | None, Field(gt=0, lt=1), Parameter(help=_FILTER)] = None
     conditioner: Conditioner = "all+embeddings"
     """What the network reads. last: the final position, as in the paper; all; all+embeddings."""
     init: Path | None = None
@@ -173,10 +182,15 @@ def main(config: SftConfig) -> None:
     accelerator = Accelerator()
     if config.seconds and accelerator.num_processes > 1:
         raise StageError("--seconds is for one process: several would stop at different steps. Use --steps.")
+    share = share_of(config.select)
+    if share is not None and not config.distill_share:
+        raise StageError("--select is of the tokens of a distillation: say --distill-share, too.")
     task, device = config.task.load(), accelerator.device
     base = FrozenBase(config.model, device, compute_dtype(device), checkpointing=config.checkpointing)
     net, layout = first_network(config, base)
     ids = layout.token_ids(base.tokenizer)
+    if config.filter_replies is not None:
+        filtered(task, reply_filter(base, ids, config.filter_replies, config.output / "replies.json"))
     optimizer = Optimizer(net, config.optimizer)
     average = averaged(net, config.average_decay)
     trained = net if average is None else cast("ReasoningNet", average.module)  # what is saved
@@ -192,14 +206,17 @@ def main(config: SftConfig) -> None:
     think = accelerator.prepare_model(net) if accelerator.num_processes > 1 else net
 
     def learn(batch: Batch) -> tuple[Tensor, Tensor]:
-        nll, hints = losses(think, base, ids, batch, second_round=net.config.second_round)
+        nll, hints = losses(think, base, ids, batch, second_round=net.config.second_round, share=share)
         accelerator.backward((nll.mean() + batch.hint_weight * hints) / config.accumulate)
         return nll.detach(), hints.detach()
 
     is_graphed = device.type == "cuda" and accelerator.num_processes == 1 and not config.checkpointing
     replayed = Graphed(learn, net) if is_graphed else learn
     stream: Iterator[Batch] | None = None
-    for step in run.steps(config.save_every):
+    is_first = True
+    if accelerator.is_main_process:
+        tqdm.write(summary(config, task, net), file=sys.stderr)
+    for step in run.steps(config.save_every, multiple=POOL_BATCHES):
         if stream is None:
             seed, first = f"{config.seed}-{accelerator.process_index}", step * config.accumulate
             drawn = Batches(task, base.tokenizer, ids, curriculum, plan(config, net.config, device), seed=seed, first=first)
@@ -207,21 +224,55 @@ def main(config: SftConfig) -> None:
         curriculum.share = share = run.share(step)
         curriculum.open_at_least(int(task.levels * share / max(1e-6, config.all_levels_by)))
         for _ in range(config.accumulate):
-            batch = next(stream)
+            batch, started = next(stream), time.perf_counter()
             nll, hints = (learn if batch.kind == "distill" else replayed)(batch)  # sampling is no graph
             if batch.kind == "reply":
                 curriculum.update(batch.levels.tolist(), nll.tolist())
+            if is_first and accelerator.is_main_process:
+                tqdm.write(first_estimate(config, time.perf_counter() - started, config.steps - step), file=sys.stderr)
+            is_first = False
         optimizer.step(step, share)
         if average is not None:
             average.update_parameters(net)
         run.extra = {"curriculum": curriculum.state_dict()}
         run.report(step, {_FIGURES[batch.kind]: float(nll.mean()), "hints": float(hints)}, {"level": curriculum.open})
         if (step + 1) % config.save_every == 0 and accelerator.is_main_process:
-            save(trained, layout, config.output)
+            save(trained, layout, config.output, config.task.name)
     if accelerator.is_main_process:
-        save(trained, layout, config.output)
+        save(trained, layout, config.output, config.task.name)
     accelerator.wait_for_everyone()  # a process that leaves early can leave the others waiting for it
     accelerator.end_training()
+
+
+def filtered(task: Task, keeps: Callable[[Sequence[Example]], list[bool]]) -> None:
+    """Leave out replies of a data set; raises `StageError` for a task that makes its own."""
+    from reasoning_net.data import DataTask
+
+    if not isinstance(task, DataTask):
+        raise StageError("--filter-replies is for the replies of a data set: the demo's are its base's own.")
+    before, after = task.keep("train", keeps)
+    tqdm.write(f"replies that the base would write: {after:,} of {before:,}")
+
+
+def summary(config: SftConfig, task: Task, net: ReasoningNet) -> str:
+    """What is going to be trained, and on how much."""
+    size, rows = net.config, task.size("train")
+    questions = "questions are made as they are needed" if rows is None else f"{rows} rows"
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return (
+        f"sft: {questions}; the network is {size.hidden_size} wide and {size.num_hidden_layers} layers deep, "
+        f"{parameters / 1e6:.1f} million parameters; a step is {config.accumulate} x {config.batch_size} questions."
+    )
+
+
+def first_estimate(config: SftConfig, seconds: float, steps: int) -> str:
+    """Of the time, from a first batch, which is slower than the others."""
+    said, a_step = f"sft: the first batch took {seconds:.1f} s", seconds * config.accumulate
+    return (
+        f"{said}."
+        if config.seconds
+        else f"{said}, a step about {a_step:.1f} s, {steps} steps at most {duration(a_step * steps)}."
+    )
 
 
 def plan(config: SftConfig, net: ReasoningNetConfig, device: torch.device) -> Plan:
@@ -244,13 +295,20 @@ def plan(config: SftConfig, net: ReasoningNetConfig, device: torch.device) -> Pl
     )
 
 
-def save(net: ReasoningNet, layout: Layout, output: Path) -> None:
-    """Write the network's weights in bf16, its architecture and its layout."""
+def save(net: ReasoningNet, layout: Layout, output: Path, trained_on: str = "") -> None:
+    """Write the network's weights in bf16, its architecture, its layout, and the name of what it was trained on."""
     weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in net.state_dict().items()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(weights, output / "reasoning_net.safetensors")
     (output / "config.json").write_text(net.config.model_dump_json(indent=2))
     (output / "layout.json").write_text(layout.model_dump_json(indent=2))
+    (output / "trained_on.txt").write_text(f"{trained_on}\n")
+
+
+def read_trained_on(output: Path) -> str:
+    """The name that `save` wrote; empty where it wrote none."""
+    path = output / "trained_on.txt"
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def load_net(output: Path) -> tuple[ReasoningNet, Layout]:

@@ -5,6 +5,9 @@
 `--compress keep=0.3 --probe …/importance.safetensors` writes as R the chain's most important steps alone: those of the highest
 scores of a probe that `analyse importance` has trained.
 
+`--best-of 8 --select aslec-drop --temperature 0.6` samples eight chains of each question and records the most natural of those
+that led to a right answer, for bases that are to be trained on chains; `selection.jsonl` has all their scores.
+
 `traces.jsonl` holds one answer a line (`--data …/traces.jsonl --preset traces` reads it back), `hidden_states/` the states
 of as many questions a file, in the same order. An interrupted run goes on behind its last full batch.
 """
@@ -23,12 +26,15 @@ from pydantic import PositiveInt
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from reasoning_net.boundaries import Boundaries
 from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.demo.questions import Split
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
+from reasoning_net.naturalness import ChainScore, Choice, best, figures, scores
 from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, Seed, Share, ThinkingPrompt
+from reasoning_net.precision import engine_dtype, found_device
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
 from reasoning_net.tasks import Example, Task, TaskSpec
@@ -64,7 +70,12 @@ class TracesConfig:
     """keep=0.3 writes the most important 30 % of each chain's steps as R. The other figures stay those of the whole chain."""
     probe: Path | None = None
     """importance.safetensors of `analyse importance`, which says what is important."""
-    device: Annotated[str, Internal] = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    best_of: PositiveInt = 1
+    """Chains that are sampled of each question, of which one is recorded."""
+    select: Choice = "mean"
+    """The most natural one by mean log-probability, which prefers long steps; or without that bias: aslec-drop leaves out the
+    first token of each step, aslec-casl what the density of steps explains."""
+    device: Annotated[str, Internal] = field(default_factory=found_device)
     seed: Seed = 0
 
 
@@ -89,35 +100,77 @@ class Trace:
 def main(config: TracesConfig) -> dict[str, Any]:
     """Answer and write; returns the counts."""
     task = config.task.load()
-    base = FrozenBase(config.model, config.device)
+    base = FrozenBase(config.model, config.device, engine_dtype(torch.device(config.device)))
     described = base.layout(config.layout, config.thinking_prompt)
     described.check_explicit()
     if described.placeholder_token_id is None:
         logger.warning("The base reserves no token for latents: `train sft` needs one, see `latentserve check --tokenizer`.")
     layout = described.token_ids(base.tokenizer)
     compress = _compressor(config, base, layout)
+    if config.best_of > 1 and not config.sampling.temperature:
+        raise StageError("--best-of needs chains that differ: say --temperature 0.6, too.")
     states = config.output / "hidden_states"
     states.mkdir(parents=True, exist_ok=True)
     path = config.output / "traces.jsonl"
     done = keep_whole_batches(path, config.batch_size)
-    examples = list(itertools.islice((e for e in task.examples(config.seed, config.split) if e.answer), config.n))
+    examples = list(itertools.islice((e for e in task.once(config.seed, config.split) if e.answer), config.n))
+    if len(examples) < config.n:
+        logger.warning("%s has %d %s questions; n is limited to that.", config.task.name, len(examples), config.split)
     if done < len(examples):
         engine = VllmRollouts(config.model, layout)
+        end_of_thinking = base.tokenizer.encode(layout.end_of_thinking or "", add_special_tokens=False)
+        boundaries, chosen = Boundaries(base.tokenizer), config.output / "selection.jsonl"
+        if config.best_of > 1:
+            keep_whole_batches(chosen, config.batch_size, most=done)
         with tqdm(total=len(examples), initial=done, desc="traces", unit="question") as progress, path.open("a") as lines:
             for at in range(done, len(examples), config.batch_size):
                 batch = examples[at : at + config.batch_size]
                 prompts = [base.prompt_ids(example.messages) for example in batch]
-                sampling = replace(config.sampling, seed=config.seed)
+                is_choice = config.best_of > 1
+                sampling = replace(
+                    config.sampling, seed=config.seed, copies=config.best_of, confidence=is_choice, logprobs=int(is_choice)
+                )
                 replies = engine.from_tokens([[*prompt, *layout.explicit] for prompt in prompts], sampling)
                 last = torch.cat([base.read([prompt]).hidden_states[:, -1] for prompt in prompts])  # (B, d)
                 save_file({"last": last.float()}, states / f"{at // config.batch_size:05}.safetensors")
-                traces = [_trace(example, reply, task, layout) for example, (reply, *_) in zip(batch, replies, strict=True)]
+                pairs = zip(batch, replies, strict=True)
+                groups = [[_trace(example, reply, task, layout) for reply in group] for example, group in pairs]
+                if is_choice:
+                    scored = [[chain_score(reply, boundaries, end_of_thinking) for reply in group] for group in replies]
+                    traces = _most_natural(groups, scored, config.select)
+                    with chosen.open("a") as file:
+                        file.write("".join(json.dumps([asdict(one) for one in group]) + "\n" for group in scored))
+                else:
+                    traces = [trace for (trace,) in groups]
                 if compress:
                     traces = [compress(prompt, trace) for prompt, trace in zip(prompts, traces, strict=True)]
                 lines.write("".join(json.dumps(asdict(trace), ensure_ascii=False) + "\n" for trace in traces))
                 lines.flush()
                 progress.update(len(batch))
-    return _counts(read_traces(path))
+    counts = _counts(read_traces(path))
+    return counts | figures(read_scores(config.output / "selection.jsonl")) if config.best_of > 1 else counts
+
+
+def chain_score(reply: Reply, boundaries: Boundaries, end_of_thinking: Sequence[int]) -> ChainScore:
+    """Of what a reply, with its log-probabilities, thinks in text."""
+    assert reply.logprobs is not None, "they were asked for"
+    ids, width = reply.token_ids, len(end_of_thinking)
+    ends = (at for at in range(len(ids)) if width and tuple(ids[at : at + width]) == tuple(end_of_thinking))
+    chain = ids[: next(ends, len(ids))]
+    log_probs = [next(iter(step.values())).logprob for step in reply.logprobs[: len(chain)]]
+    return ChainScore.of(chain, log_probs, boundaries)
+
+
+def _most_natural(groups: list[list[Trace]], scored: list[list[ChainScore]], choice: Choice) -> list[Trace]:
+    """One chain of each question; aslec-casl looks at the whole batch."""
+    flat = torch.tensor(scores([chain for group in scored for chain in group], choice))
+    rows = zip(groups, flat.split([len(group) for group in scored]), strict=True)
+    return [group[best(values, [trace.correct for trace in group])] for group, values in rows]
+
+
+def read_scores(path: Path) -> list[list[ChainScore]]:
+    with path.open() as lines:
+        return [[ChainScore(**one) for one in json.loads(line)] for line in lines]
 
 
 def _compressor(config: TracesConfig, base: FrozenBase, layout: LayoutIds) -> Callable[[list[int], Trace], Trace] | None:
@@ -146,10 +199,11 @@ def _trace(example: Example, reply: Reply, task: Task, layout: LayoutIds) -> Tra
     )
 
 
-def keep_whole_batches(path: Path, batch_size: int) -> int:
-    """Cut what a killed run wrote of its last batch; the number of traces that stay."""
+def keep_whole_batches(path: Path, batch_size: int, most: int | None = None) -> int:
+    """Cut what a killed run wrote of its last batch, and what is behind `most` lines; the number of traces that stay."""
     *lines, cut = path.read_text().split("\n") if path.exists() else [""]
     whole = len(lines) // batch_size * batch_size
+    whole = whole if most is None else min(whole, most)
     if cut or whole < len(lines):
         path.write_text("".join(f"{line}\n" for line in lines[:whole]))
     return whole

@@ -120,10 +120,9 @@ def serve(name: str, directory: Path, concurrency: int, max_reply_tokens: int, f
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     command = [
         sys.executable, "-m", "server.cli", "serve", "--model", str(directory / "base"), "--bundle", str(directory / "bundle"),
-        "--port", str(port), "--device", device, "--served-model-name", name, "--load-format", "dummy",
+        "--port", str(port), "--served-model-name", name, "--load-format", "dummy",
         "--max-model-len", str(tokens), *shlex.split(flags),
     ]  # fmt: skip
     gib = max(1, -(-concurrency * tokens * shape.kv_bytes // 2**30))

@@ -20,11 +20,15 @@ COMMANDS = {
     "serve": "Serve a model in direct, latent, explicit and auto mode. Any flag that is not listed is vLLM's.\n\n"
     "Each flag may be set as LATENTSERVE_NAME in the environment, or in a YAML file of flags, ours and vLLM's: --config FILE. "
     "Flags come before the environment, that before the file.",
+    "doctor": "What this machine has, what a server would take of it, and what is missing. No engine is started.",
     "ask": "Ask a running server: the answer on standard output, thinking (dimmed) and one line of figures on standard error.",
     "top": "Watch a running server by mode: rates, latencies, tokens, and what the engine and the router do.",
     "eval": "Measure accuracy, tokens and seconds per mode on held-out questions, over HTTP.",
     "bench": "Measure latency and throughput per mode, over HTTP: closed and open loops, percentiles, ratios.",
+    "adapt": "Your own model: look at a base, say what can be gained, then fit a probe (--probe) or train latents (--latents).",
     "bundle": "Pack a network and its layout, check it against the engine, and print what a server will need.",
+    "bundle push": "Sign a bundle, and push it to the hub or into a directory, with a model card.",
+    "bundle pull": "Copy a bundle from the hub or a directory, if it is what was signed, to a directory of your own.",
     "check": "Look for faults before anybody meets them: a tokenizer that is at odds with us, a bundle with a backdoor.",
     "demo": "The embedded demo: its questions, and how its model is made.",
     "demo questions": "Print demo questions as JSON lines with the keys question, answer, steps, family.",
@@ -35,13 +39,16 @@ COMMANDS = {
     "train sft": "Stage 1: train the reasoning network on the frozen base (SFT). `accelerate launch` for several GPUs.",
     "train grpo": "Stage 2: reinforce the latents whose answers are right (GRPO), rollouts on the vLLM engine.",
     "train sweep": "The paper's ablations: numbers of latents, conditioners, SFT against SFT + GRPO. One table at the end.",
+    "train compare": "Options of GRPO against plain GRPO: one network, as many rollouts, several seeds. One table at the end.",
     "analyse": "Look inside: what latents carry, and what a chain does.",
     "analyse attention": "How sure is an explicit answer? Follow it back through attention (UQAC).",
+    "analyse kv": "How much of its KV cache does a chain need? Cached tokens are dropped while it is written.",
     "analyse latents": "Put something else in the latents' place: are they needed, and do they carry the answer?",
     "analyse complexity": "How many tokens does a question need, and how much of what could be saved is saved?",
     "analyse exits": "Force an answer at the end of each step of a chain: where could it have ended?",
     "analyse explain": "Read a reason for an answer off its latents, and put it to the test.",
     "analyse importance": "Which steps of a chain does its answer need, and does the model know while it writes them?",
+    "analyse prompt": "Can tokens of a question be left out?",
     "analyse trajectory": "Drop tokens, or whole steps, of the chain, and see what answers are left (section 2 of the paper).",
     "analyse why": "Follow an answer back to the lines, the latents and the words of the question that it rests on.",
     "router": "Fit and calibrate the router.",
@@ -58,7 +65,10 @@ def create_app() -> App:
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     for place, (name, text) in enumerate(COMMANDS.items()):
         group, _, command = name.rpartition(" ")
-        if name in groups:
+        if "bundle" in (name, group):
+            if name == "bundle":  # a command with others under it: they come with it
+                app.command("server.cli.bundle:app", name=name, help=text, sort_key=place)
+        elif name in groups:
             app.command(App(name, help=text, sort_key=place))
         elif name:
             function = {"eval": "evaluate"}.get(command, command.replace("-", "_"))

@@ -7,7 +7,9 @@ from reasoning_net.analysis import complexity as complexity_analysis
 from reasoning_net.analysis import exits as exits_analysis
 from reasoning_net.analysis import explain as explain_analysis
 from reasoning_net.analysis import importance as importance_analysis
+from reasoning_net.analysis import kv as kv_analysis
 from reasoning_net.analysis import latents as latents_analysis
+from reasoning_net.analysis import prompt as prompt_analysis
 from reasoning_net.analysis import trajectory as trajectory_analysis
 from reasoning_net.analysis import why as why_analysis
 from reasoning_net.options import Flat
@@ -33,8 +35,16 @@ def importance(*, config: Annotated[importance_analysis.ImportanceConfig, Flat])
     return importance_analysis.main(config)
 
 
+def kv(*, config: Annotated[kv_analysis.KvConfig, Flat]) -> str:
+    return kv_analysis.main(config)
+
+
 def latents(*, config: Annotated[latents_analysis.LatentsConfig, Flat]) -> str:
     return latents_analysis.main(config)
+
+
+def prompt(*, config: Annotated[prompt_analysis.PromptConfig, Flat]) -> str:
+    return prompt_analysis.main(config)
 
 
 def trajectory(*, config: Annotated[trajectory_analysis.TrajectoryConfig, Flat]) -> str:

@@ -1,12 +1,13 @@
-"""`latentserve bundle`."""
+"""`latentserve bundle`, and `latentserve bundle push` and `pull`."""
 
 from typing import Annotated, Any
 
-import torch
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from reasoning_net.options import Flat
+from reasoning_net.stages import push as push_stage
 from reasoning_net.stages.pack import PackConfig, main
+from server.cli import COMMANDS
 from server.settings import Settings
 
 
@@ -21,5 +22,18 @@ def bundle(
         return report
     from server.check import check_bundle  # vLLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return report | check_bundle(Settings(model=config.model, bundle=str(config.output), device=device), packed)
+    return report | check_bundle(Settings(model=config.model, bundle=str(config.output)), packed)
+
+
+def push(config: Annotated[push_stage.PushConfig, Flat]) -> dict[str, Any]:
+    return push_stage.push(config)
+
+
+def pull(config: Annotated[push_stage.PullConfig, Flat]) -> dict[str, Any]:
+    return push_stage.pull(config)
+
+
+app = App("bundle")
+app.default(bundle)
+app.command(push, help=COMMANDS["bundle push"])
+app.command(pull, help=COMMANDS["bundle pull"])

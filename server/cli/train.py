@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from pydantic import NonNegativeInt
 
 from reasoning_net.options import Flat
+from reasoning_net.stages import compare as compare_stage
 from reasoning_net.stages import grpo as grpo_stage
 from reasoning_net.stages import sft as sft_stage
 from reasoning_net.stages import sweep as sweep_stage
@@ -35,3 +36,7 @@ def sweep(
         second = grpo_stage.GrpoConfig(init=first.output, output=first.output, steps=grpo_steps, seed=first.seed)
         config = replace(config, second=second)
     return sweep_stage.main(config)
+
+
+def compare(*, config: Annotated[compare_stage.CompareConfig, Flat]) -> str:
+    return compare_stage.main(config)

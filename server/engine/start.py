@@ -67,13 +67,13 @@ def _given(flags: Sequence[str]) -> set[str]:
 
 def _defaults(settings: Settings) -> list[list[str]]:
     """Our own, flag by flag."""
-    flags = [["--block-size", str(CPU_BLOCK_SIZE)]] if settings.device == "cpu" else []
+    flags = [["--block-size", str(CPU_BLOCK_SIZE)]] if settings.runs_on == "cpu" else []
     if settings.is_demo:
         flags += [
             ["--served-model-name", "demo"],
             ["--tool-call-parser", "hermes"],
             ["--enable-auto-tool-choice"],
-            ["--dtype", "float32" if settings.device == "cpu" else "bfloat16"],
+            ["--dtype", "float32" if settings.runs_on == "cpu" else "bfloat16"],
             ["--max-model-len", "2048"],
             # Left free, a model that has never seen JSON fills it with white space.
             ["--structured-outputs-config.backend", "xgrammar"],

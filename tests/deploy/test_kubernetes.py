@@ -47,7 +47,7 @@ def test_what_a_pod_is_told_are_settings(variables: dict[str, str], monkeypatch:
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
-    assert settings.device == ("cuda" if variables is GPU else "cpu")
+    assert settings.device == ("cuda" if variables is GPU else "auto")
     assert settings.drain_seconds >= settings.timeout_seconds, "who was let in has that long"
     prestop = SERVER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert POD["terminationGracePeriodSeconds"] >= prestop + settings.drain_seconds + SHUTDOWN_SECONDS

@@ -105,3 +105,25 @@ def test_the_demos_questions_may_be_of_few_steps() -> None:
     for split in ("train", "test"):
         levels = {example.level for example in itertools.islice(task.examples(0, split), 60)}
         assert levels - {0} == {1, 2, 3}
+
+
+def test_a_finite_data_set_is_gone_through_once(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}+1?", "answer": str(n + 1)} for n in range(50)]
+    task = DataTask(write(tmp_path / "rows.jsonl", rows), PRESETS["gsm8k"])
+    once = [example.messages[-1]["content"] for example in task.once(0, "train")]
+    assert len(once) == len(set(once)) == task.size("train")
+    endless = [example.messages[-1]["content"] for example in itertools.islice(task.examples(0, "train"), 100)]
+    assert endless[: len(once)] == once
+    assert len(endless) == 100
+    assert DemoTask().size("train") is None
+
+
+def test_the_whole_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows: list[object] = [{"question": "1+1?", "answer": "2"}]
+    DataTask(write(tmp_path / "rows.jsonl", rows), PRESETS["gsm8k"], whole=True)
+    assert "the same rows train, validate and test" in caplog.text
+
+
+def test_a_source_has_a_name_without_directories() -> None:
+    assert TaskSpec("/home/me/rows.jsonl").name == "rows.jsonl"
+    assert TaskSpec("openai/gsm8k:main:train").name == "openai/gsm8k:main:train"

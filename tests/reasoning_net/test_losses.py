@@ -91,6 +91,22 @@ def test_every_kind_teaches_the_network_and_only_the_network(base: FrozenBase, k
     assert all(p.grad is None for p in base.model.parameters())
 
 
+@torch.no_grad()
+def test_a_chain_is_read_the_same_beside_a_longer_one(base: FrozenBase) -> None:
+    """The last token of each chain predicts the first of its reply."""
+    batch, replies = batch_of(base, "distill"), torch.tensor([[5, 6]] * 4)
+    prompt = base.read_ids(batch.prompt_ids, batch.mask)
+
+    def logits(rows: torch.Tensor) -> torch.Tensor:
+        chain = batch.chain[rows]
+        chain = chain[:, (chain != -100).any(0)]
+        return base.answer_logits(prompt.rows(rows), base.embed(chain.clamp(min=0)), replies[rows], chain != -100)
+
+    together = logits(torch.arange(4))
+    for row in range(4):
+        torch.testing.assert_close(together[row : row + 1], logits(torch.tensor([row])), rtol=1e-3, atol=1e-4)
+
+
 def test_the_base_itself_diverges_from_nothing(base: FrozenBase) -> None:
     """Where the latents are the chain's own embeddings, nothing is left to distil."""
     batch, layout = batch_of(base, "distill", replace(PLAN, batch_size=1)), layout_of(base)

@@ -12,7 +12,16 @@ from reasoning_net.analysis import trajectory
 from reasoning_net.bundle import Bundle, fingerprint
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
-from reasoning_net.rollouts import Sampling, TransformersRollouts, VllmRollouts, greedy_accuracy, latent_replies
+from reasoning_net.latent_noise import drawn
+from reasoning_net.rollouts import (
+    Sampling,
+    TransformersRollouts,
+    VllmRollouts,
+    greedy_accuracy,
+    latent_replies,
+    noisy_replies,
+    think,
+)
 from reasoning_net.stages import traces
 from reasoning_net.step_probe import StepMlp, StepProbe, StepProbeConfig
 from reasoning_net.tasks import DemoTask, TaskSpec
@@ -61,6 +70,22 @@ def test_samples_of_a_question_differ_and_a_seed_repeats_them(
         assert backend.from_latents(prompts, latents, replace(sampling, seed=4)) != first
 
 
+def test_with_noise_each_copy_is_written_after_latents_of_its_own(
+    engine: VllmRollouts, base: FrozenBase, bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    """Greedy copies differ by nothing but their latents."""
+    reference = TransformersRollouts(base, bundle.manifest.layout.token_ids(base.tokenizer))
+    with torch.no_grad():
+        latents = think(bundle.reasoning_net(), base.read(prompts[:4]), 4)
+    noise, _ = drawn(latents, 1.0, 3, seed=0)
+    for backend in (engine, reference):
+        noisy = noisy_replies(backend, prompts[:4], latents, noise, Sampling(copies=3))
+        assert len({reply.text for group in noisy for reply in group}) > 4
+        for copy in range(3):
+            alone = backend.from_latents(prompts[:4], latents + noise[:, copy], Sampling())
+            assert [group[copy] for group in noisy] == [reply for (reply,) in alone]
+
+
 def test_the_demo_s_network_answers_better_than_chance(base: FrozenBase, bundle: Bundle, engine: VllmRollouts) -> None:
     task = DemoTask()
     stream = task.examples(11, "test", 3)
@@ -106,6 +131,29 @@ def test_traces_of_the_most_important_steps(
         assert replace(after, reasoning=before.reasoning) == before
     with pytest.raises(StageError, match="belong together"):
         traces.main(replace(kept, probe=None))
+
+
+def test_the_most_natural_of_several_chains(engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "VllmRollouts", lambda *_: engine)
+    sampling = traces.TracesSampling(temperature=1.0)
+    config = traces.TracesConfig(output=tmp_path, split="validation", n=6, batch_size=3, best_of=4, sampling=sampling)
+    counts = traces.main(replace(config, select="aslec-drop"))
+    read, scored = traces.read_traces(tmp_path / "traces.jsonl"), traces.read_scores(tmp_path / "selection.jsonl")
+    assert [len(group) for group in scored] == [4] * 6
+    assert sum(trace.correct for trace in read) >= 5
+    for group in scored:
+        assert len({one.drop for one in group}) > 1  # chains that differ
+        assert all(0.03 < one.density < 0.3 for one in group)
+        assert all(min(one.first, one.drop) <= one.mean <= max(one.first, one.drop) for one in group)
+    assert -1 <= counts["step length and mean"] <= 1
+    # Killed while it wrote: the same chains are chosen again, and scored once.
+    (tmp_path / "traces.jsonl").write_text("".join((tmp_path / "traces.jsonl").read_text().splitlines(keepends=True)[:4]))
+    traces.main(replace(config, select="aslec-drop"))
+    assert traces.read_traces(tmp_path / "traces.jsonl") == read
+    assert traces.read_scores(tmp_path / "selection.jsonl")[:3] == scored[:3]
+    assert len(traces.read_scores(tmp_path / "selection.jsonl")) == 6
+    with pytest.raises(StageError, match="--temperature"):
+        traces.main(replace(config, sampling=traces.TracesSampling()))
 
 
 def test_trajectory_drops_tokens_and_steps(engine: VllmRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

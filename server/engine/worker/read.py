@@ -177,7 +177,9 @@ class Reader:
             scores = [Scores()] * len(states)
         else:
             features = self._probe.features(states.float(), mask, latents)
-            scores = scores_of({output: values.tolist() for output, values in self._probe.scores(features).items()})
+            found = self._probe.scores(features)
+            columns = torch.stack([*found.values()]).tolist()  # one copy from a GPU, not one an output
+            scores = scores_of(dict(zip(found, columns, strict=True)))
         if not self._user_probes:
             return scores
         by_name = dict[str, list[float]]()
@@ -191,8 +193,8 @@ class Reader:
         config = probe.file.config
         if z is None and "latents" in config.features:
             return {name: [math.nan] * len(states) for name in config.outputs}
-        columns = probe(read_features(config.features, states, mask, z)).unbind(1)
-        return {name: column.tolist() for name, column in zip(config.outputs, columns, strict=True)}
+        columns = probe(read_features(config.features, states, mask, z)).T.tolist()
+        return dict(zip(config.outputs, columns, strict=True))
 
     def write_verdicts(self, rows: list[Row], output: "SamplerOutput") -> None:
         """Into the log-probabilities of their rows, after the sampled token's own."""

@@ -13,10 +13,10 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.stages import fit as fitting
 from reasoning_net.stages.difficulty import Labelling
-from reasoning_net.stages.fit import FitConfig, calibration_outcomes, check_features, fit_confidence, report
-from reasoning_net.stages.observe import Answers, Observations
+from reasoning_net.stages.fit import FitConfig, calibration_outcomes, check_features, check_rows, fit_confidence, report
+from reasoning_net.stages.observe import Answers, Observations, Store, doubts
 from reasoning_net.stages.train_probe import predict, train_probe
-from reasoning_net.tasks import DemoTask
+from reasoning_net.tasks import DemoTask, TaskSpec
 from router.figures import auroc, calibration_error
 from router.policy import Mode
 from router.probe_config import scores_of
@@ -144,3 +144,35 @@ def test_fitting_writes_probe_calibration_figures_and_plot_into_the_bundle(tmp_p
     assert written.probe().config.classes
     assert 0 < figures["diffadapt"]["entropy"] < 1
     assert written.probe().config.targets == ("direct", "latent", "explicit", "tokens")
+
+
+@pytest.mark.parametrize(
+    ("direct", "explicit", "says"),
+    [(0.0, 0.01, "Hardly an answer is right"), (1.0, 1.0, "without a chain"), (0.6, 0.5, "not better"), (0.5, 0.9, None)],
+)
+def test_what_a_router_cannot_do_is_said(direct: float, explicit: float, says: str | None) -> None:
+    labels = {"direct": torch.full((8,), direct), "explicit": torch.full((8,), explicit), "tokens": torch.full((8,), 90.0)}
+    labels["explicit"][0] = math.nan  # was not asked
+    found = doubts(Observations({}, labels, {}, {}))
+    assert len(found) == bool(says)
+    assert all(says in one for one in found)
+
+
+def test_rows_that_a_network_was_trained_on_fit_no_router() -> None:
+    manifest = Bundle.load(DEMO_BUNDLE).manifest.model_copy(update={"trained_on": "traces.jsonl, rows.jsonl"})
+    whole = FitConfig(bundle=DEMO_BUNDLE, task=TaskSpec("/data/rows.jsonl", whole=True))
+    with pytest.raises(StageError, match=r"With --whole .* rows\.jsonl that the bundle's network was trained on"):
+        check_rows(whole, manifest)
+    check_rows(replace(whole, task=TaskSpec("others.jsonl", whole=True)), manifest)
+    check_rows(replace(whole, task=TaskSpec("/data/rows.jsonl")), manifest)
+
+
+def test_what_was_answered_is_kept_and_belongs_to_its_settings(tmp_path: Path) -> None:
+    answers = Answers(torch.ones(2, 1), torch.tensor([[0.5], [math.nan]]), torch.ones(2, 1))
+    Store(tmp_path, {"n": 2}).kept("answers-0", lambda: (answers, {4: torch.ones(2)}, None))
+    found, ladder, nothing = Store(tmp_path, {"n": 2}).kept("answers-0", lambda: pytest.fail("was answered again"))
+    torch.testing.assert_close(found.confidence, answers.confidence, equal_nan=True)
+    assert ladder[4].tolist() == [1.0, 1.0]
+    assert nothing is None
+    with pytest.raises(StageError, match="other settings"):
+        Store(tmp_path, {"n": 3})

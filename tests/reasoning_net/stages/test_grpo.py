@@ -7,40 +7,12 @@ import torch
 
 from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
+from reasoning_net.shaping import Shapings
 from reasoning_net.stages import grpo
-from reasoning_net.stages.grpo import GrpoConfig, grpo_loss
+from reasoning_net.stages.grpo import GrpoConfig
 from reasoning_net.stages.sft import SftConfig, load_net
 from reasoning_net.stages.sft import main as sft
 from reasoning_net.tasks import DemoTask, TaskSpec
-
-CONFIG = GrpoConfig(init=Path(), output=Path(), kl_weight=0.0)
-
-
-def test_the_loss_is_the_clipped_policy_gradient() -> None:
-    old = torch.zeros(2, 3)
-    log_probs = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 9.0]], requires_grad=True)
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    advantages = torch.tensor([1.0, -1.0])
-    loss, kl, clipped = grpo_loss(log_probs, old, log_probs.detach(), mask, advantages, CONFIG)
-    # Reply 1: min(e^0.5, 1.2) + 1 + 1 over 3; reply 2: −max(e^−0.5, 0.8) − 1 over 2.
-    assert loss.item() == pytest.approx(-((1.2 + 2) / 3 - (0.8 + 1) / 2) / 2)
-    assert kl == 0.0
-    assert clipped == pytest.approx(2 / 5)
-    loss.backward()
-    assert log_probs.grad[0, 0] == 0  # clipped: no push beyond the bound
-    assert log_probs.grad[1, 2] == 0  # not a token
-    assert log_probs.grad[0, 1] < 0 < log_probs.grad[1, 1]
-
-
-def test_clip_higher_and_kl() -> None:
-    log_probs, zeros, mask = torch.full((1, 1), 0.25), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
-    _, _, clipped = grpo_loss(log_probs, zeros, zeros, mask, torch.ones(1), CONFIG)
-    _, _, unclipped = grpo_loss(log_probs, zeros, zeros, mask, torch.ones(1), replace(CONFIG, clip_high=0.3))
-    assert (clipped, unclipped) == (1.0, 0.0)
-    plain, _, _ = grpo_loss(log_probs, log_probs, zeros, mask, torch.ones(1), CONFIG)
-    held, kl, _ = grpo_loss(log_probs, log_probs, zeros, mask, torch.ones(1), replace(CONFIG, kl_weight=0.5))
-    assert kl > 0
-    assert float(held) == pytest.approx(float(plain) + 0.5 * kl)
 
 
 class EvenTask(DemoTask):
@@ -50,18 +22,33 @@ class EvenTask(DemoTask):
         return len(reply) % 2 == 0
 
 
-def test_a_short_run_learns_from_rewards_and_resumes(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("sft")
     sft(
         SftConfig(
-            model=str(tiny_base), output=tmp_path / "sft", steps=2, batch_size=8, num_latents=4, max_latents=8,
-            conditioner="all", hidden_size=32, num_layers=1,
+            model=str(tiny_base), output=output, steps=2, batch_size=8, num_latents=4, max_latents=8, conditioner="all",
+            hidden_size=32, num_layers=1,
         )
     )  # fmt: skip
+    return output
+
+
+@pytest.fixture(autouse=True)
+def even_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TaskSpec, "load", lambda self: EvenTask())
-    config = GrpoConfig(
-        model=str(tiny_base), init=tmp_path / "sft", output=tmp_path / "grpo", steps=4, questions=8, num_latents=4,
-        sampling=grpo.GrpoSampling(max_tokens=6, temperature=1.0, top_p=1.0, copies=4), backend="transformers",
-        evaluate_on=8, inner_steps=2, shapings=("seed", "d3s"),
+
+
+def small(tiny_base: Path, trained: Path) -> GrpoConfig:
+    return GrpoConfig(
+        model=str(tiny_base), init=trained, output=Path(), steps=4, questions=8, num_latents=4,
+        sampling=grpo.GrpoSampling(max_tokens=6, temperature=1.0, top_p=1.0, copies=4), backend="transformers", evaluate_on=8,
+    )  # fmt: skip
+
+
+def test_a_short_run_learns_from_rewards_and_resumes(trained: Path, tiny_base: Path, tmp_path: Path) -> None:
+    config = replace(
+        small(tiny_base, trained), output=tmp_path / "grpo", inner_steps=2, micro_batch=4, shapings=("seed", "d3s")
     )  # fmt: skip
     grpo.main(replace(config, steps=2))
     (tmp_path / "grpo" / "run" / "state.pt").rename(tmp_path / "state.pt")
@@ -71,9 +58,11 @@ def test_a_short_run_learns_from_rewards_and_resumes(tiny_base: Path, tmp_path: 
     assert [record["step"] for record in log] == [1, 2, 3, 4]
     assert 0 < log[0]["reward"] < 1
     assert {"kl", "clipped", "rollouts a second", "groups without variance"} <= set(log[-1])
+    assert 0 < log[-1]["tokens used"] < log[-1]["mean weight"] < 1  # of all tokens sampled, and of those of used rollouts
+    assert log[-1]["entropy of used tokens"] > 0
     assert (tmp_path / "grpo" / "run" / "curves.png").stat().st_size > 1000
     assert (tiny_base / "model.safetensors").read_bytes() == before
-    first, last = (load_net(tmp_path / name)[0].state_dict() for name in ("sft", "grpo"))
+    first, last = (load_net(path)[0].state_dict() for path in (trained, tmp_path / "grpo"))
     assert any(not torch.equal(first[name], last[name]) for name in first)
 
 
@@ -82,12 +71,40 @@ def test_unknown_shapings_are_named(tiny_base: Path) -> None:
         grpo.main(GrpoConfig(model=str(tiny_base), init=Path(), output=Path(), shapings=("luck",)))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shapings": ("empo", "tw", "steer", "ppl"), "micro_batch": 2},
+        {"shapings": ("spine", "hapo"), "inner_steps": 2},
+        {"latent_noise": 0.3},
+        {"latent_noise": 0.3, "latent_policy": True, "shapings": ("d3s",)},
+    ],
+)
+def test_every_option_trains(trained: Path, tiny_base: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    config = replace(small(tiny_base, trained), output=tmp_path, steps=2, evaluate_on=0, **options)
+    grpo.main(config)
+    first, last = (load_net(path)[0].state_dict() for path in (trained, tmp_path))
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    assert all(bool(tensor.isfinite().all()) for tensor in last.values())
+
+
+def test_a_policy_over_latents_wants_noise_and_one_update(tiny_base: Path, trained: Path) -> None:
+    with pytest.raises(StageError, match="--latent-noise with --inner-steps 1"):
+        grpo.main(replace(small(tiny_base, trained), latent_policy=True))
+
+
+def test_questions_that_are_too_long_are_left_out(trained: Path, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="Raise --max-prompt-tokens"):
+        grpo.main(replace(small(tiny_base, trained), output=tmp_path, questions=2, max_prompt_tokens=5))
+
+
 @torch.no_grad()
 def test_reward_groups_follow_the_questions(tiny_base: Path) -> None:
     base = FrozenBase(tiny_base)
     examples = [next(DemoTask().examples(seed, "validation")) for seed in range(2)]
     replies = [[grpo.Reply([], e.reply, True), grpo.Reply([], "no idea", True)] for e in examples]
-    groups = grpo.reward(replies, examples, DemoTask())
+    groups, right = grpo.reward(replies, examples, DemoTask(), Shapings())
     assert groups.rewards.tolist() == [[1, 0], [1, 0]]
+    assert right == 0.5
     assert groups.answers[0] == [examples[0].answer, None]
     assert base.hidden_size == 64

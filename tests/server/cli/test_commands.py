@@ -50,7 +50,7 @@ def test_a_layout_without_a_place_for_latents_is_refused_before_training(tiny_ba
         ("train traces --output o --compress some", "--compress"),
         ("router calibrate --bundle b --explicit-share 0.1 --mean-tokens 9", "give exactly one of"),
         ("router calibrate --bundle b --explicit-share 3", "--explicit-share must be less than or equal to 1"),
-        ("serve --device tpu", "--device must be 'cpu' or 'cuda', not 'tpu'."),
+        ("serve --device tpu", "--device must be 'auto', 'cpu' or 'cuda', not 'tpu'."),
         ("serve --default-mode bogus", "--default-mode must be 'auto', 'direct', 'latent', 'explicit' or"),
         ("serve --policy bogus", "--policy must be 'utility', 'diffadapt', 'entropy',"),
         ("tain sft", "Unknown command"),

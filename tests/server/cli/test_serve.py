@@ -31,7 +31,7 @@ def test_every_setting_is_a_flag_and_the_rest_is_vllms(monkeypatch: pytest.Monke
 def test_flags_come_before_the_environment_that_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTSERVE_HOST", "environment")
     settings = Settings(port=1).completed({"port": 2, "host": "file", "default-mode": "latent", "max-model-len": 9})
-    assert (settings.port, settings.host, settings.default_mode, settings.device) == (1, "environment", "latent", "cpu")
+    assert (settings.port, settings.host, settings.default_mode, settings.device) == (1, "environment", "latent", "auto")
 
 
 def test_several_probes_come_from_flags_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
