@@ -14,16 +14,13 @@ import math
 import os
 import shlex
 import shutil
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-from tqdm import tqdm
 
 from reasoning_net.analysis import exits
 from reasoning_net.bundle import Bundle
@@ -32,9 +29,9 @@ from reasoning_net.demo.questions import Split
 from reasoning_net.errors import StageError
 from reasoning_net.gains import Asked, Gains
 from reasoning_net.options import LayoutFile, Questions, Seed, ThinkingPrompt
-from reasoning_net.process import apart
 from reasoning_net.recipe import MAX_LATENTS, Costs, DataShape, Recipe
 from reasoning_net.stages import calibrate, fit, grpo, look, pack, sft, traces
+from reasoning_net.stages.progress import Progress, say, write
 from reasoning_net.tasks import Task, TaskSpec
 from reasoning_net.training import duration
 
@@ -88,35 +85,6 @@ STAGES: dict[Kind, tuple[str, ...]] = {
     "latents": ("traces", "sft", "fit", "exits"),
     "grpo": ("traces", "sft", "grpo", "fit", "exits"),
 }
-
-
-class Progress:
-    """Stages one after the other; what they came to is kept, and which is running is said, with the time that is left."""
-
-    def __init__(self, output: Path) -> None:
-        self._output = output
-        self._left: dict[str, float] = {}
-
-    def expect(self, seconds: dict[str, float]) -> None:
-        """The stages that are to come, and what each will take."""
-        self._left = {name: value for name, value in seconds.items() if not self._done(name).is_file()}
-
-    def stage(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returned in its own process: now, or in an earlier run."""
-        if (done := self._done(name)).is_file():
-            return json.loads(done.read_text())["result"]
-        if name in self._left:
-            number, left = len(self._left), sum(self._left.values())
-            say(f"{name}: {number} stage{'s' * (number > 1)} to go, about {duration(left)} left of all")
-        started = time.monotonic()
-        result = apart(name, function, *arguments)
-        self._left.pop(name, None)
-        done.parent.mkdir(parents=True, exist_ok=True)
-        write(done, {"result": result, "seconds": round(time.monotonic() - started, 1)})
-        return json.loads(done.read_text())["result"]
-
-    def _done(self, name: str) -> Path:
-        return self._output / "done" / f"{name}.json"
 
 
 def main(model: str, config: AdaptConfig) -> str:
@@ -318,15 +286,3 @@ def kv_gib(base: look.Base) -> int:
     """Of an engine on a CPU: room for its longest prompt, and for some that are written at once."""
     tokens = max(base.shape.max_tokens, 16_384)
     return max(1, min(math.ceil(tokens * base.shape.kv_bytes(4) / 2**30), base.machine.memory_bytes // 2**32))
-
-
-def say(*sentences: str) -> None:
-    for sentence in sentences:
-        tqdm.write(f"adapt: {sentence}", file=sys.stderr)
-
-
-def write(path: Path, value: object) -> None:
-    """All of it, or nothing."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=2) + "\n")
-    new.replace(path)

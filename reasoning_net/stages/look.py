@@ -1,12 +1,13 @@
 """What a base is, and what it makes of a sample of questions, before hours are spent on it.
 
-`sample.jsonl` holds one question a line; a run found there goes on. `trial` is a batch of SFT at the shapes that were chosen:
-how long training will take is measured, and not guessed.
+`sample.jsonl` holds one question a line; a run found there goes on. `tokenizer.md` is what `check --tokenizer` says. `trial` is a
+batch of SFT at the shapes that were chosen: how long training will take is measured, and not guessed.
 """
 
 import itertools
 import json
 import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,7 @@ from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.sft import SftConfig, first_network
 from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tasks import Example, TaskSpec
-from reasoning_net.tokenizer_check import load_tokenizer, warning
+from reasoning_net.tokenizer_check import load_tokenizer, markdown, run, warning
 from reasoning_net.training import training_device
 
 _BATCH = 16
@@ -131,6 +132,10 @@ def sample(config: SampleConfig) -> list[Asked]:
         raise StageError("There are no questions with an answer.")
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "sample.jsonl"
+    tokenizer = load_tokenizer(config.model)
+    if config.layout:  # `adapt` writes one for all its stages
+        checks = run(tokenizer, Layout.read(config.layout), examples, random.Random(config.seed))
+        (config.output / "tokenizer.md").write_text(f"{markdown(checks)}\n")
 
     def start() -> LinesOf[Example]:
         base = FrozenBase(config.model)

@@ -34,12 +34,12 @@ FLAGS = ("--data", DATA, "--quick", "--latents", "--grpo", "2", "--anyway", "--n
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 wide, 3 layers, heads of 24, three to a key: what the demo's Qwen3 is not."""
+    """96 wide, 3 layers, all heads with one key: what the demo's Qwen3 is not."""
     torch.manual_seed(0)
     directory, tokenizer = tmp_path_factory.mktemp("llama") / "base", train_tokenizer(corpus_size=2000)
     shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.05,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model, rng = LlamaForCausalLM(shape), random.Random(0)

@@ -10,8 +10,9 @@ from reasoning_net.demo import DEMO_MODEL
 from reasoning_net.errors import BundleError, StageError
 from reasoning_net.gains import Asked, Gains
 from reasoning_net.recipe import Costs, Recipe
-from reasoning_net.stages import adapt, look
-from reasoning_net.stages.adapt import AdaptConfig, Plan, Progress, data_of, quantile, settle, sft_config
+from reasoning_net.stages import adapt, look, progress
+from reasoning_net.stages.adapt import AdaptConfig, Plan, data_of, quantile, settle, sft_config
+from reasoning_net.stages.progress import Progress
 from reasoning_net.tasks import DemoTask, TaskSpec
 
 ASKED = [Asked(100 + 10 * i, float(i % 4 == 0), 6, 1.0, 200 + 20 * i, True, 8, 0.01, 0.2) for i in range(8)]
@@ -53,10 +54,10 @@ def test_a_base_without_memory_for_it_is_refused_before_it_is_loaded(monkeypatch
 def test_a_stage_that_is_done_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "apart", lambda _, function, *arguments: function(*arguments))
-    progress = Progress(tmp_path)
-    progress.expect({"counting": 90.0, "training": 7200.0})
-    assert progress.stage("counting", count, tmp_path / "runs") == 1
+    monkeypatch.setattr(progress, "apart", lambda _, function, *arguments: function(*arguments))
+    first = Progress(tmp_path)
+    first.expect({"counting": 90.0, "training": 7200.0})
+    assert first.stage("counting", count, tmp_path / "runs") == 1
     assert "counting: 2 stages to go, about 2.0 h left of all" in capsys.readouterr().err
     again = Progress(tmp_path)
     again.expect({"counting": 90.0, "training": 7200.0})
