@@ -1,7 +1,7 @@
 """What a base is, and what it makes of a sample of questions, before hours are spent on it.
 
-`sample.jsonl` holds one question a line; a run found there goes on. `tokenizer.md` is what `check --tokenizer` says. `trial` is a
-batch of SFT at the shapes that were chosen: how long training will take is measured, and not guessed.
+`sample.jsonl` holds one question a line; a run found there goes on. `tokenizer.md` is what `check --tokenizer` says. `trial` is
+a batch of SFT at the shapes that were chosen: how long training will take is measured, and not guessed.
 """
 
 import itertools
