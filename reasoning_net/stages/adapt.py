@@ -23,6 +23,7 @@ from cyclopts import Parameter
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from reasoning_net.analysis import exits
+from reasoning_net.batches import POOL_BATCHES
 from reasoning_net.bundle import Bundle
 from reasoning_net.card import model_card
 from reasoning_net.demo.questions import Split
@@ -118,7 +119,9 @@ def main(model: str, config: AdaptConfig) -> str:
     tag = f"grpo-{config.grpo}" if kind == "grpo" else kind
     bundle = made(kind, tag, base, task, config, plan, progress)
     command = f"latentserve serve --model {shlex.quote(model)} --bundle {shlex.quote(str(bundle))}"
-    figures = {"adapt, before": asdict(plan.gains), "adapt, recipe": asdict(plan.recipe)}
+    of_probe = ("max_reply_tokens", "max_thinking_tokens", "fit_questions", "explicit_questions", "exit_questions")
+    recipe = {name: value for name, value in asdict(plan.recipe).items() if kind != "probe" or name in of_probe}
+    figures = {"adapt, before": asdict(plan.gains), "adapt, recipe": recipe}
     for plot in (config.output / "sft" / "run" / "curves.png" if kind != "probe" else None, config.output / tag / "exits.png"):
         if plot and plot.is_file():
             shutil.copyfile(plot, bundle / plot.name)
@@ -216,6 +219,7 @@ def sft_config(model: str, recipe: Recipe, config: AdaptConfig, task: Task) -> s
         max_prompt_tokens=recipe.max_prompt_tokens,
         max_reply_tokens=recipe.max_reply_tokens,
         checkpointing=recipe.checkpointing,
+        save_every=min(200, max(POOL_BATCHES, recipe.steps // 5 // POOL_BATCHES * POOL_BATCHES)),
         seed=config.seed,
         optimizer=sft.SftOptimizer(muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr, warmup_steps=min(60, recipe.steps // 10)),
     )

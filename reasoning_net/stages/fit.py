@@ -132,8 +132,8 @@ def main(config: FitConfig) -> dict[str, Any]:
         probe, figures["diffadapt"] = classified(probe, train, held, config.labelling, config.seed)
     figures["data"] = config.task.name
     if warnings := doubts(observed):
-        figures["warnings"] = warnings
-        logger.warning(" ".join(warnings))
+        figures["warning"] = " ".join(warnings)
+        logger.warning(figures["warning"])
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}

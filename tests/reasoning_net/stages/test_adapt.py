@@ -112,7 +112,9 @@ def test_too_few_rows_for_a_router_are_told_before_hours_of_training(tmp_path: P
 def test_rows_are_learnt_from_the_bases_own_replies_and_the_demo_from_its_own(tmp_path: Path) -> None:
     config, task = AdaptConfig(output=tmp_path), DemoTask()
     recipe = plan(config, task).recipe
-    assert sft_config("base", recipe, config, task).task == config.task
+    learning = sft_config("base", recipe.quick(), config, task)
+    assert learning.task == config.task
+    assert learning.save_every < learning.steps  # a short run that is killed has something to go on from
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n")
     of_rows = sft_config("base", recipe, replace(config, task=TaskSpec(str(rows))), TaskSpec(str(rows)).load())
