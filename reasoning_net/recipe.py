@@ -79,7 +79,7 @@ class DataShape:
     train: int | None
     """Questions; None where they are made."""
     held_out: int | None
-    """For the router."""
+    """Questions of validation."""
     usual_prompt_tokens: int
     """Half of the prompts have no more."""
     prompt_tokens: int
@@ -133,6 +133,7 @@ class Recipe:
     trace_questions: int
     """Thought through in text for the network to learn their replies; 0 where the data has chains, and replies of the base."""
     fit_questions: int
+    """At most: with a network those of validation alone."""
     explicit_questions: int
     exit_questions: int
     checkpointing: bool
@@ -151,7 +152,10 @@ class Recipe:
         if costs:
             chains = int(_CHAIN_SECONDS * costs.chain_tokens_a_second / max(1, data.chain_tokens))
         chains = max(40, min(_CHAINS, chains))
-        questions = min(data.held_out or math.inf, chains * 8 / 3)
+        rows = math.inf if data.train is None or data.held_out is None else data.train + data.held_out
+        questions = min(rows, chains * 8 / 3)
+        if costs:  # four direct answers each
+            questions = max(min(rows, 40), min(questions, _CHAIN_SECONDS / (4 * max(1e-6, costs.reply_seconds))))
         return cls(
             hidden_size=hidden_size,
             num_layers=num_layers,
@@ -167,7 +171,7 @@ class Recipe:
             trace_questions=0 if data.train is None else min(data.train, 20_000),
             fit_questions=int(questions),
             explicit_questions=max(1, chains // 3),
-            exit_questions=int(max(20, min(300, chains // 4, data.held_out or math.inf))),
+            exit_questions=int(max(20, min(300, chains // 4, rows))),
             checkpointing=fits < 1,
         )
 
@@ -202,16 +206,19 @@ class Recipe:
             trace_questions=max(64, int(self.trace_questions * share)) if self.trace_questions else 0,
         )  # fmt: skip
 
-    def seconds(self, costs: Costs, data: DataShape, grpo: int = 0) -> dict[str, float]:
+    def seconds(self, costs: Costs, data: DataShape, grpo: int = 0, *, has_network: bool = True) -> dict[str, float]:
         """What each stage takes, roughly. Half of the chains' cost again is that of answers along them (exits)."""
         chain = data.chain_tokens / max(1e-6, costs.chain_tokens_a_second)
-        chains = self.fit_questions / 4 + min(self.explicit_questions, self.fit_questions * 3 / 4)
+        questions, answers = self.fit_questions, 4  # of a question
+        if has_network:
+            questions, answers = int(min(questions, data.held_out or math.inf)), 4 * (2 + len(self.ladder))
+        chains = questions / 4 + min(self.explicit_questions, questions * 3 / 4)
         step = self.accumulate * self.batch_size * costs.question_seconds
         return {
             "traces": self.trace_questions * chain + (costs.start_seconds if self.trace_questions else 0),
             "sft": self.steps * step,
             "grpo": grpo * 8 * _STEP * (costs.reply_seconds + costs.question_seconds),
-            "fit": costs.start_seconds + chains * chain + 4 * self.fit_questions * (2 + len(self.ladder)) * costs.reply_seconds,
+            "fit": costs.start_seconds + chains * chain + answers * questions * costs.reply_seconds,
             "exits": costs.start_seconds + 1.5 * self.exit_questions * chain,
         }
 

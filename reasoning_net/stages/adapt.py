@@ -23,6 +23,7 @@ from cyclopts import Parameter
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from reasoning_net.analysis import exits
+from reasoning_net.batches import POOL_BATCHES
 from reasoning_net.bundle import Bundle
 from reasoning_net.card import model_card
 from reasoning_net.demo.questions import Split
@@ -77,7 +78,8 @@ class Plan:
     gains: Gains
 
     def hours(self, kind: Kind, steps: int) -> str:
-        return duration(sum(self.recipe.seconds(self.costs, self.data, steps).get(name, 0) for name in STAGES[kind]))
+        seconds = self.recipe.seconds(self.costs, self.data, steps, has_network=kind != "probe")
+        return duration(sum(seconds[name] for name in STAGES[kind]))
 
 
 STAGES: dict[Kind, tuple[str, ...]] = {
@@ -106,12 +108,20 @@ def main(model: str, config: AdaptConfig) -> str:
     say(*plan.gains.sentences(), times)
     if kind is None:
         return "Go on with --probe or --latents, and the same --output."
+    known = sum(task.size(split) or 0 for split in splits_of(kind, task))
+    if plan.data.train is not None and known < fit.FEWEST:
+        raise StageError(
+            f"A router takes {fit.FEWEST} questions that nothing was trained on, and there are {known}: a tenth of the rows "
+            "with --latents, nine tenths with --probe alone. Give more rows, and another --output."
+        )
     if plan.gains.gap <= 0 and not config.anyway:
         raise StageError("There is nothing to gain on these questions (see above), so nothing was trained. --anyway does it.")
     tag = f"grpo-{config.grpo}" if kind == "grpo" else kind
     bundle = made(kind, tag, base, task, config, plan, progress)
     command = f"latentserve serve --model {shlex.quote(model)} --bundle {shlex.quote(str(bundle))}"
-    figures = {"adapt, before": asdict(plan.gains), "adapt, recipe": asdict(plan.recipe)}
+    of_probe = ("max_reply_tokens", "max_thinking_tokens", "fit_questions", "explicit_questions", "exit_questions")
+    recipe = {name: value for name, value in asdict(plan.recipe).items() if kind != "probe" or name in of_probe}
+    figures = {"adapt, before": asdict(plan.gains), "adapt, recipe": recipe}
     for plot in (config.output / "sft" / "run" / "curves.png" if kind != "probe" else None, config.output / tag / "exits.png"):
         if plot and plot.is_file():
             shutil.copyfile(plot, bundle / plot.name)
@@ -150,7 +160,7 @@ def plan_of(base: look.Base, task: Task, config: AdaptConfig, progress: Progress
         layout=config.layout, seed=config.seed,
     )  # fmt: skip
     asked = [Asked(**one) for one in progress.stage("sample", _sampled, sampled)]
-    data = data_of(asked, task, config.latents or bool(config.grpo))
+    data = data_of(asked, task)
     guess = Recipe.of(base.shape, data, base.machine)
     first = sft_config(base.model, guess, config, task)
     seconds = progress.stage("trial", look.trial, first, data.usual_prompt_tokens, data.reply_tokens)
@@ -171,13 +181,12 @@ def _sampled(config: look.SampleConfig) -> list[dict[str, Any]]:
     return [asdict(asked) for asked in look.sample(config)]
 
 
-def data_of(asked: Sequence[Asked], task: Task, trains: bool) -> DataShape:
-    """Quantiles of a sample. Where nothing is trained a router may learn from the rows of training, too."""
-    train, held_out = task.size("train"), task.size("validation")
+def data_of(asked: Sequence[Asked], task: Task) -> DataShape:
+    """Quantiles of a sample."""
     chains = [one.explicit_tokens for one in asked]
     return DataShape(
-        train=train,
-        held_out=held_out if held_out is None or trains else held_out + (train or 0),
+        train=task.size("train"),
+        held_out=task.size("validation"),
         usual_prompt_tokens=quantile([one.prompt_tokens for one in asked], 0.5),
         prompt_tokens=quantile([one.prompt_tokens for one in asked], 0.99),
         reply_tokens=max(1, quantile([one.reply_tokens for one in asked], 0.99)),
@@ -210,6 +219,7 @@ def sft_config(model: str, recipe: Recipe, config: AdaptConfig, task: Task) -> s
         max_prompt_tokens=recipe.max_prompt_tokens,
         max_reply_tokens=recipe.max_reply_tokens,
         checkpointing=recipe.checkpointing,
+        save_every=min(200, max(POOL_BATCHES, recipe.steps // 5 // POOL_BATCHES * POOL_BATCHES)),
         seed=config.seed,
         optimizer=sft.SftOptimizer(muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr, warmup_steps=min(60, recipe.steps // 10)),
     )
@@ -218,7 +228,7 @@ def sft_config(model: str, recipe: Recipe, config: AdaptConfig, task: Task) -> s
 def made(kind: Kind, tag: str, base: look.Base, task: Task, config: AdaptConfig, plan: Plan, progress: Progress) -> Path:
     """Run the stages that are missing; the bundle's directory. Each kind has one of its own."""
     recipe, model, bundle = plan.recipe, base.model, config.output / f"bundle-{tag}"
-    seconds = recipe.seconds(plan.costs, plan.data, config.grpo)
+    seconds = recipe.seconds(plan.costs, plan.data, config.grpo, has_network=kind != "probe")
     names = {"fit": f"fit-{tag}", "exits": f"exits-{tag}", "grpo": f"grpo-{config.grpo}"}
     progress.expect({names.get(name, name): seconds[name] for name in STAGES[kind] if seconds[name]})
     net = None
@@ -229,7 +239,7 @@ def made(kind: Kind, tag: str, base: look.Base, task: Task, config: AdaptConfig,
         trained_on=config.task.name if net else None,
     )  # fmt: skip
     progress.stage(f"pack-{tag}", _packed, packing)
-    splits: tuple[Split, ...] = ("validation",) if net or task.size("train") is None else ("validation", "train")
+    splits = splits_of(kind, task)
     fitting = fit.FitConfig(
         bundle=bundle, model=model, task=config.task, n=recipe.fit_questions, explicit_questions=recipe.explicit_questions,
         max_reply_tokens=recipe.max_reply_tokens, max_thinking_tokens=recipe.max_thinking_tokens,
@@ -246,6 +256,11 @@ def made(kind: Kind, tag: str, base: look.Base, task: Task, config: AdaptConfig,
         ending = calibrate.CalibrateConfig(bundle, exit_loss=EXIT_LOSS, chains=config.output / tag / "chains.jsonl")
         progress.stage(f"calibrate-{tag}", calibrate.main, ending)
     return bundle
+
+
+def splits_of(kind: Kind, task: Task) -> tuple[Split, ...]:
+    """Where the router's questions come from: rows of training, too, where nothing is trained on them."""
+    return ("validation",) if kind != "probe" or task.size("train") is None else ("validation", "train")
 
 
 def trained(base: look.Base, task: Task, config: AdaptConfig, plan: Plan, progress: Progress) -> Path:

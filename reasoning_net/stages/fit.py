@@ -47,6 +47,8 @@ from router.probe_config import rung, scores_of
 
 logger = logging.getLogger(__name__)
 Labels = Literal["modes", "diffadapt"]
+FEWEST = 40
+"""Questions that a probe is fitted on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,8 @@ def main(config: FitConfig) -> dict[str, Any]:
         probe, figures["diffadapt"] = classified(probe, train, held, config.labelling, config.seed)
     figures["data"] = config.task.name
     if warnings := doubts(observed):
-        figures["warnings"] = warnings
-        logger.warning(" ".join(warnings))
+        figures["warning"] = " ".join(warnings)
+        logger.warning(figures["warning"])
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
     lines: dict[str, Points] = {"ideal": [(0, 0, 0), (1, 1, 0)]}
     observed_shares = held.labels | {rung(few): shares for few, shares in held.by_latents.items()}
@@ -152,9 +154,9 @@ def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], n
     base, net = FrozenBase(config.model, device, engine_dtype(device)), net.to(device) if net else None
     streams = (task.once(config.seed, split) for split in config.splits)
     examples = list(itertools.islice((e for e in itertools.chain.from_iterable(streams) if e.answer), config.n))
-    if len(examples) < 40:
+    if len(examples) < FEWEST:
         raise StageError(
-            f"{len(examples)} {' and '.join(config.splits)} questions are too few to fit a probe on: it takes 40. "
+            f"{len(examples)} {' and '.join(config.splits)} questions are too few to fit a probe on: it takes {FEWEST}. "
             "Give more data, or --splits validation,train where no network was trained on them."
         )
     check_features(features, config.layers, net is not None, base.num_layers)

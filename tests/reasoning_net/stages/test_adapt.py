@@ -11,9 +11,9 @@ from reasoning_net.errors import BundleError, StageError
 from reasoning_net.gains import Asked, Gains
 from reasoning_net.recipe import Costs, Recipe
 from reasoning_net.stages import adapt, look, progress
-from reasoning_net.stages.adapt import AdaptConfig, Plan, data_of, quantile, settle, sft_config
+from reasoning_net.stages.adapt import AdaptConfig, Plan, data_of, quantile, settle, sft_config, splits_of
 from reasoning_net.stages.progress import Progress
-from reasoning_net.tasks import DemoTask, TaskSpec
+from reasoning_net.tasks import DemoTask, Task, TaskSpec
 
 ASKED = [Asked(100 + 10 * i, float(i % 4 == 0), 6, 1.0, 200 + 20 * i, True, 8, 0.01, 0.2) for i in range(8)]
 
@@ -25,9 +25,9 @@ def count(path: Path) -> int:
     return runs
 
 
-def plan(config: AdaptConfig, task: DemoTask) -> Plan:
+def plan(config: AdaptConfig, task: Task) -> Plan:
     base = look.look(str(DEMO_MODEL))
-    data, costs = data_of(ASKED, task, trains=True), Costs(0.05, 1500.0, 0.01)
+    data, costs = data_of(ASKED, task), Costs(0.05, 1500.0, 0.01)
     found = Plan(data, costs, Recipe.of(base.shape, data, base.machine, costs), Gains.of(ASKED))
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "plan.json").write_text(json.dumps(asdict(found)))
@@ -86,21 +86,35 @@ def test_a_plan_is_made_once(tmp_path: Path) -> None:
 
 
 def test_lengths_come_from_the_sample(tmp_path: Path) -> None:
-    data = data_of(ASKED, DemoTask(), trains=True)
+    data = data_of(ASKED, DemoTask())
     assert (data.usual_prompt_tokens, data.prompt_tokens, data.chain_tokens, data.longest_chain_tokens) == (130, 170, 260, 340)
     assert data.train is None
     assert [quantile([3, 1, 2], share) for share in (0.3, 0.5, 0.99)] == [1, 2, 3]
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(60)))
     task = TaskSpec(str(rows)).load()
-    trains, only_probe = (data_of(ASKED, task, trains=trains) for trains in (True, False))
-    assert only_probe.held_out == trains.held_out + trains.train > 40
+    data = data_of(ASKED, task)
+    assert splits_of("probe", task) == ("validation", "train")  # nothing is trained on them
+    assert data.train + data.held_out > 40 > data.held_out
+    assert splits_of("latents", task) == splits_of("probe", DemoTask()) == ("validation",)
+
+
+def test_too_few_rows_for_a_router_are_told_before_hours_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(60)))
+    config = AdaptConfig(output=tmp_path, task=TaskSpec(str(rows)), latents=True)
+    plan(config, config.task.load())
+    monkeypatch.setattr(adapt, "made", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(StageError, match="A router takes 40 questions that nothing was trained on, and there are"):
+        adapt.main(str(DEMO_MODEL), config)
 
 
 def test_rows_are_learnt_from_the_bases_own_replies_and_the_demo_from_its_own(tmp_path: Path) -> None:
     config, task = AdaptConfig(output=tmp_path), DemoTask()
     recipe = plan(config, task).recipe
-    assert sft_config("base", recipe, config, task).task == config.task
+    learning = sft_config("base", recipe.quick(), config, task)
+    assert learning.task == config.task
+    assert learning.save_every < learning.steps  # a short run that is killed has something to go on from
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n")
     of_rows = sft_config("base", recipe, replace(config, task=TaskSpec(str(rows))), TaskSpec(str(rows)).load())
