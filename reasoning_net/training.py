@@ -57,7 +57,7 @@ class Optimizer:
         rest = [p for p in self._params if id(p) not in ids]
         self._optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
-            torch.optim.AdamW(rest, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
+            *([torch.optim.AdamW(rest, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)] if rest else []),
         ]
         self._peaks = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
         self._bad_steps = 0

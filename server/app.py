@@ -26,7 +26,7 @@ from server.engine.front import api_keys, build_vllm_app, listen, metrics_regist
 from server.engine.readiness import Readiness
 from server.engine.seam import HybridEngine
 from server.engine.serving import serve_app
-from server.engine.start import add_aliases, parse_vllm_args, start_engine, start_helper
+from server.engine.start import adapters, add_aliases, parse_vllm_args, start_engine, start_helper
 from server.http.admission import Admission
 from server.http.contract import Terms
 from server.http.keys import KeyGuard, KeyRing
@@ -57,6 +57,7 @@ async def create_app(
     terms = Terms(
         base.default_mode(settings), hybrid.can_think_latent, template_kwargs(engine, args), request_fields(app),
         settings.reasoning_content, settings.budgets_by_effort, base.layout.thinks_in_text,
+        adapters(args),
     )  # fmt: skip
     if keys := KeyRing(api_keys(args, settings.operator_key), settings.api_keys_file):
         app.user_middleware.append(Middleware(KeyGuard, keys=keys))

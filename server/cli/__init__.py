@@ -38,6 +38,7 @@ COMMANDS = {
     "train traces": "Explicit answers of the base: X, R, Y, whether Y is right, tokens, and the final hidden state of X.",
     "train sft": "Stage 1: train the reasoning network on the frozen base (SFT). `accelerate launch` for several GPUs.",
     "train grpo": "Stage 2: reinforce the latents whose answers are right (GRPO), rollouts on the vLLM engine.",
+    "train pear": "Shorter chains: an adapter on the base, rewarded for right answers after little entropy (PEAR, GRPO).",
     "train sweep": "The paper's ablations: numbers of latents, conditioners, SFT against SFT + GRPO. One table at the end.",
     "train compare": "Options of GRPO against plain GRPO: one network, as many rollouts, several seeds. One table at the end.",
     "analyse": "Look inside: what latents carry, and what a chain does.",

@@ -9,6 +9,7 @@ from pydantic import NonNegativeInt
 from reasoning_net.options import Flat
 from reasoning_net.stages import compare as compare_stage
 from reasoning_net.stages import grpo as grpo_stage
+from reasoning_net.stages import pear as pear_stage
 from reasoning_net.stages import sft as sft_stage
 from reasoning_net.stages import sweep as sweep_stage
 from reasoning_net.stages import traces as traces_stage
@@ -40,3 +41,7 @@ def sweep(
 
 def compare(*, config: Annotated[compare_stage.CompareConfig, Flat]) -> str:
     return compare_stage.main(config)
+
+
+def pear(*, config: Annotated[pear_stage.PearConfig, Flat]) -> dict[str, Any]:
+    return pear_stage.main(config)

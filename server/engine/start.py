@@ -36,6 +36,7 @@ except ModuleNotFoundError:  # vLLM 0.33 moved it
 
 CPU_BLOCK_SIZE = 32  # the smallest that vLLM's CPU attention takes: short questions fill whole blocks
 _DRAFTERS = ("ngram", "suffix")
+_ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")  # what `train pear` adapts; vLLM would wrap the embedding, too
 _END_SECONDS = 5.0  # for the engine's process to tidy up; vLLM would kill it at once
 
 
@@ -99,6 +100,8 @@ def parse_vllm_args(settings: Settings, flags: Sequence[str], bundle: Bundle | N
     args = parser.parse_args([*ours, *flags])
     if args.model_tag:
         raise ConfigurationError(f"{args.model_tag} is no flag. A model is named with --model.")
+    if args.enable_lora and not args.lora_target_modules:
+        args.lora_target_modules = list(_ADAPTED)
     if args.served_model_name is None:
         args.served_model_name = [args.model]
     _refuse_unsupported(args)
@@ -123,6 +126,11 @@ def _refuse_unsupported(args: Namespace) -> None:
             )
     if args.enable_mm_embeds:
         raise ConfigurationError("--enable-mm-embeds is not supported: only this server writes embeddings. Remove it.")
+    if adapted := {"embed_tokens", "lm_head"} & set(args.lora_target_modules or ()):
+        raise ConfigurationError(
+            f"--lora-target-modules {', '.join(sorted(adapted))} is not supported: latents need the base's own. "
+            f"Name others, such as {' '.join(_ADAPTED)}."
+        )
     if args.speculative_config and (method := args.speculative_config.get("method")) not in _DRAFTERS:
         raise ConfigurationError(
             f"--speculative-config with the method {method} is not supported: latents are not in what a draft model reads. "
@@ -133,6 +141,15 @@ def _refuse_unsupported(args: Namespace) -> None:
 def add_aliases(args: Namespace, modes: Sequence[str]) -> None:
     """Serve `name:mode` beside `name`, so that every client that can choose a model can choose a mode."""
     args.served_model_name = [*args.served_model_name, *(f"{args.served_model_name[0]}:{mode}" for mode in modes)]
+    if taken := adapters(args) & set(args.served_model_name):
+        raise ConfigurationError(
+            f"--lora-modules {', '.join(sorted(taken))}: that is the base, or a mode of it. Choose another name."
+        )
+
+
+def adapters(args: Namespace) -> frozenset[str]:
+    """Models that `--lora-modules` adds."""
+    return frozenset(module.name for module in args.lora_modules or ())
 
 
 async def start_helper(settings: Settings, args: Namespace) -> Helper | None:

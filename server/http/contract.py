@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -61,6 +61,8 @@ class Terms:
     effort_budgets: Mapping[str, int] = field(default_factory=dict)
     """Thinking tokens by effort."""
     explicit_available: bool = True
+    adapters: Collection[str] = ()
+    """Models that are an adapter on the base: they think in text alone."""
 
 
 def parse(raw: bytes) -> Any:
@@ -107,6 +109,8 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
     refuse_unsupported(body, terms.template_kwargs)
     _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path in AS_CHAT else path))
     wish = take_wish(body, header)
+    if (model := body.get("model")) in terms.adapters:
+        wish = wish.of_adapter(str(model))
     num_latents = body.pop("num_latent_tokens", None)
     if num_latents not in (None, "auto") and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
         raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
@@ -218,6 +222,17 @@ class Wish:
         if self.named is None or (self.may_narrow and implied is not None):
             return implied or terms.default
         return self.named
+
+    def of_adapter(self, model: str) -> "Wish":
+        """An adapter's hidden states are not those that network, probe and calibration were made for."""
+        mode = self.named or (Mode.DIRECT if self.implied is Mode.DIRECT else Mode.EXPLICIT)
+        if mode not in (Mode.EXPLICIT, Mode.DIRECT):
+            raise BadRequestError(
+                f"mode={mode} cannot be combined with the model {model}: it is an adapter, and latents and routing are "
+                "the base's. Leave the mode out, or send explicit or direct.",
+                "mode",
+            )
+        return replace(self, named=mode, may_narrow=False)
 
     def latent_mode(self) -> str:
         """Of what explains a latent answer."""

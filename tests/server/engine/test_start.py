@@ -8,7 +8,7 @@ import yaml
 
 from reasoning_net.bundle import Bundle
 from server.engine.errors import ConfigurationError
-from server.engine.start import parse_vllm_args
+from server.engine.start import adapters, add_aliases, parse_vllm_args
 from server.launch import _read
 from server.settings import Settings, split_file
 
@@ -51,6 +51,7 @@ def test_the_files_model(tmp_path: Path) -> None:
         (["--max-modl-len", "512"], r"There is no flag --max-modl-len\. Did you mean --max-model-len\?"),
         (["--defualt-mode=latent"], r"Did you mean --default-mode\?"),
         (["--max-model-len", "some"], "Argument --max-model-len"),
+        (["--enable-lora", "--lora-target-modules", "embed_tokens"], "latents need the base's own. Name others"),
         (["Qwen/Qwen3-1.7B"], r"Qwen/Qwen3-1.7B is no flag\. A model is named with --model"),
     ],
 )
@@ -58,3 +59,14 @@ def test_flags_that_nobody_knows(bundle: Bundle, flags: list[str], sentence: str
     with pytest.raises(ConfigurationError, match=sentence):
         parsed(bundle, *flags)
     assert "usage" not in "".join(capsys.readouterr())
+
+
+def test_adapters_leave_the_embedding_alone_and_take_no_mode_s_name(bundle: Bundle) -> None:
+    flags = ("--enable-lora", "--lora-modules")
+    args = parsed(bundle, *flags, "demo:brief=runs/brief")
+    assert args.lora_target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert parsed(bundle).lora_target_modules is None
+    add_aliases(args, ["latent"])
+    assert adapters(args) == {"demo:brief"}
+    with pytest.raises(ConfigurationError, match="demo:latent: that is the base, or a mode of it"):
+        add_aliases(parsed(bundle, *flags, "demo:latent=runs/brief"), ["latent"])

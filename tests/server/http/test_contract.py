@@ -294,3 +294,24 @@ def test_a_deadline_is_capped_by_the_servers() -> None:
     assert (take_seconds(body, 600.0), body) == (5.0, {"x": 1})
     assert take_seconds({"timeout_seconds": 5000}, 600.0) == 600.0
     assert take_seconds({}, 600.0) == 600.0
+
+
+@pytest.mark.parametrize(
+    ("body", "mode"),
+    [
+        ({}, "explicit"),
+        ({"mode": "direct"}, "direct"),
+        ({"reasoning_effort": "low"}, "explicit"),
+        ({"reasoning_effort": "none"}, "direct"),
+    ],
+)
+def test_an_adapter_thinks_in_text_alone(body: dict[str, Any], mode: str) -> None:
+    terms = Terms(adapters=["demo:brief"])
+    assert read_ask("/v1/chat/completions", body | {"model": "demo:brief", "messages": []}, None, terms).mode == mode
+    assert read_ask("/v1/chat/completions", {"model": "demo", "messages": []}, None, terms).mode == "auto"
+
+
+@pytest.mark.parametrize("mode", ["latent", "auto", "latent+explicit"])
+def test_an_adapter_has_no_latents(mode: str) -> None:
+    with pytest.raises(BadRequestError, match="it is an adapter"):
+        read_ask("/v1/chat/completions", {"model": "demo:brief", "mode": mode}, None, Terms(adapters=["demo:brief"]))
