@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,22 +105,34 @@ def main(config: CompareConfig) -> str:
         net, layout = sft.load_net(directory)
         return measure(net.to(base.device), base, layout.token_ids(base.tokenizer), task, examples, recipe)
 
-    rows = [{"variant": "start", "seed": 0} | _stored(recipe.output / "start.json", lambda: measured(start))]
+    if not (recipe.output / "start.json").exists():
+        (recipe.output / "start.json").write_text(json.dumps(measured(start)))
     for seed, (name, changed) in itertools.product(range(config.seeds), variants.items()):
-        directory = recipe.output / name.replace(":", "-") / str(seed)
-        run = replace(changed, init=start, output=directory, seed=seed)
-
-        def result(run: CompareGrpo = run, directory: Path = directory) -> Row:
+        directory = _directory(recipe, name, seed)
+        if not (directory / "result.json").exists():
+            run = replace(changed, init=start, output=directory, seed=seed)
             if run.select is None:
                 grpo.main(run)
             else:
                 sft.main(_without_rewards(run, task.levels, config.sft_seconds))
-            return measured(directory) | training_figures(directory / "run")
+            (directory / "result.json").write_text(json.dumps(measured(directory) | training_figures(directory / "run")))
+        (recipe.output / "results.json").write_text(json.dumps(finished(config), indent=1))
+        (recipe.output / "table.md").write_text(markdown(finished(config)) + "\n")
+    return markdown(finished(config))
 
-        rows.append({"variant": name, "seed": seed} | _stored(directory / "result.json", result))
-        (recipe.output / "results.json").write_text(json.dumps(rows, indent=1))
-        (recipe.output / "table.md").write_text(markdown(rows) + "\n")
-    return markdown(rows)
+
+def finished(config: CompareConfig) -> list[Row]:
+    """What has been measured of the variants so far, and before any of them."""
+    recipe = config.recipe
+    rows = [{"variant": "start", "seed": 0} | json.loads((recipe.output / "start.json").read_text())]
+    for name, seed in itertools.product(dict.fromkeys(("plain", *config.variants)), range(config.seeds)):
+        if (path := _directory(recipe, name, seed) / "result.json").exists():
+            rows.append({"variant": name, "seed": seed} | json.loads(path.read_text()))
+    return rows
+
+
+def _directory(recipe: CompareGrpo, name: str, seed: int) -> Path:
+    return recipe.output / name.replace(":", "-") / str(seed)
 
 
 def variant(name: str, recipe: CompareGrpo) -> CompareGrpo:
@@ -167,12 +179,6 @@ def _short(task: Task, base: FrozenBase, recipe: CompareGrpo) -> Iterator[Exampl
     for example in task.examples(2026, "test"):
         if len(base.prompt_ids(example.messages)) <= recipe.max_prompt_tokens:
             yield example
-
-
-def _stored(path: Path, made: Callable[[], Row]) -> Row:
-    if not path.exists():
-        path.write_text(json.dumps(made()))
-    return dict(json.loads(path.read_text()))
 
 
 @torch.no_grad()
