@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 
 from reasoning_net.demo import DEMO_MODEL
+from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.lora import Adapter
@@ -32,7 +33,6 @@ from reasoning_net.policy import Objective, Seen
 from reasoning_net.rollouts import Reply, Sampling, TransformersRollouts
 from reasoning_net.shaping import Shapings, group_advantages
 from reasoning_net.stages.grpo import GrpoOptimizer, GrpoSampling
-from reasoning_net.stages.traces import END_OF_THINKING
 from reasoning_net.tasks import Example, Task, TaskSpec
 from reasoning_net.training import Optimizer, Run, training_device
 
@@ -77,6 +77,8 @@ def main(config: PearConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     task, base = config.task.load(), FrozenBase(config.model, training_device())
     layout = base.layout(config.layout).token_ids(base.tokenizer)
+    if layout.end_of_thinking is None:
+        raise StageError("PEAR weighs a chain's entropy against its answer's, and this base has no tags that tell them apart.")
     validation = list(itertools.islice(task.examples(config.seed, "validation"), config.evaluate_on))
     before = greedy(base, layout, task, validation, config)
     adapter = Adapter(base.model, config.rank, 2.0 * config.rank)
@@ -97,7 +99,7 @@ def greedy(base: FrozenBase, layout: LayoutIds, task: Task, examples: list[Examp
     """Accuracy and mean tokens of explicit answers."""
     sampling = Sampling(max_tokens=config.sampling.max_tokens)
     replies = [reply for (reply,) in explicit(base, layout, examples, sampling)]
-    right = sum(is_right(reply, one, task) for reply, one in zip(replies, examples, strict=True))
+    right = sum(is_right(reply, one, task, layout) for reply, one in zip(replies, examples, strict=True))
     return {"accuracy": right / len(examples), "tokens": sum(len(reply.token_ids) for reply in replies) / len(examples)}
 
 
@@ -107,9 +109,9 @@ def explicit(base: FrozenBase, layout: LayoutIds, examples: list[Example], sampl
         return TransformersRollouts(base, layout).from_tokens(prompts, sampling)
 
 
-def is_right(reply: Reply, example: Example, task: Task) -> bool:
-    _, end, answer = reply.text.partition(END_OF_THINKING)
-    return bool(end) and task.is_correct(answer, example.answer)
+def is_right(reply: Reply, example: Example, task: Task, layout: LayoutIds) -> bool:
+    _, answer = layout.split(reply.text)
+    return answer is not None and task.is_correct(answer, example.answer)
 
 
 def pear_reward(entropy: Tensor, thinks: Tensor, mask: Tensor, right: Tensor, ended: Tensor, weight: float) -> Tensor:
@@ -151,10 +153,12 @@ def learn(
     with torch.no_grad():
         entropy = torch.cat([look(part)[0].entropy for part in parts])
     mask = tokens != -100
-    thinks = thinking_mask(tokens, base.tokenizer.encode(END_OF_THINKING, add_special_tokens=False))
+    thinks = thinking_mask(tokens, base.tokenizer.encode(layout.end_of_thinking or "", add_special_tokens=False))
     each = [example for example in examples for _ in range(sampling.copies)]
-    right = torch.tensor([is_right(reply, one, task) for reply, one in zip(replies, each, strict=True)], device=base.device)
-    ended = torch.tensor([END_OF_THINKING in reply.text for reply in replies], device=base.device)
+    right = torch.tensor(
+        [is_right(reply, one, task, layout) for reply, one in zip(replies, each, strict=True)], device=base.device
+    )
+    ended = torch.tensor([layout.split(reply.text)[1] is not None for reply in replies], device=base.device)
     rewards = pear_reward(entropy, thinks, mask, right, ended, config.entropy_weight)
     shape = len(examples), sampling.copies
     advantages = group_advantages(rewards.view(shape), [[None] * sampling.copies] * len(examples), mask.sum(1).view(shape))
