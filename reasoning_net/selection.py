@@ -17,7 +17,7 @@ from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.padding import padded
-from reasoning_net.tasks import Example
+from reasoning_net.tasks import Example, Task
 
 REFUSED = {
     "aslec": "chooses among chains, before SFT: `latentserve train traces --best-of K --select aslec-drop`",
@@ -122,3 +122,13 @@ def reply_filter(
         return [probability >= least for probability in stored]
 
     return keeps
+
+
+def filtered(task: Task, keeps: Callable[[Sequence[Example]], list[bool]]) -> None:
+    """Leave out replies of a data set; raises `StageError` for a task that makes its own."""
+    from reasoning_net.data import DataTask  # math-verify and data sets are for those who have rows
+
+    if not isinstance(task, DataTask):
+        raise StageError("--filter-replies is for the replies of a data set: the demo's are its base's own.")
+    before, after = task.keep("train", keeps)
+    tqdm.write(f"replies that the base would write: {after:,} of {before:,}")

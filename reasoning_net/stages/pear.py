@@ -78,7 +78,7 @@ def main(config: PearConfig) -> dict[str, Any]:
     task, base = config.task.load(), FrozenBase(config.model, training_device())
     layout = base.layout(config.layout).token_ids(base.tokenizer)
     if layout.end_of_thinking is None:
-        raise StageError("PEAR shortens chains, and this base marks none: it has no think tags.")
+        raise StageError("PEAR weighs a chain's entropy against its answer's, and this base has no tags that tell them apart.")
     validation = list(itertools.islice(task.examples(config.seed, "validation"), config.evaluate_on))
     before = greedy(base, layout, task, validation, config)
     adapter = Adapter(base.model, config.rank, 2.0 * config.rank)
@@ -99,7 +99,7 @@ def greedy(base: FrozenBase, layout: LayoutIds, task: Task, examples: list[Examp
     """Accuracy and mean tokens of explicit answers."""
     sampling = Sampling(max_tokens=config.sampling.max_tokens)
     replies = [reply for (reply,) in explicit(base, layout, examples, sampling)]
-    right = sum(is_right(layout, reply, one, task) for reply, one in zip(replies, examples, strict=True))
+    right = sum(is_right(reply, one, task, layout) for reply, one in zip(replies, examples, strict=True))
     return {"accuracy": right / len(examples), "tokens": sum(len(reply.token_ids) for reply in replies) / len(examples)}
 
 
@@ -109,7 +109,7 @@ def explicit(base: FrozenBase, layout: LayoutIds, examples: list[Example], sampl
         return TransformersRollouts(base, layout).from_tokens(prompts, sampling)
 
 
-def is_right(layout: LayoutIds, reply: Reply, example: Example, task: Task) -> bool:
+def is_right(reply: Reply, example: Example, task: Task, layout: LayoutIds) -> bool:
     _, answer = layout.split(reply.text)
     return answer is not None and task.is_correct(answer, example.answer)
 
@@ -136,7 +136,6 @@ def learn(
     base: FrozenBase, layout: LayoutIds, optimizer: Optimizer, task: Task, config: PearConfig, step: int
 ) -> dict[str, float]:  # fmt: skip
     """One update on fresh rollouts: the first of a batch, so its ratio is 1."""
-    assert layout.end_of_thinking is not None, "main refuses a base without"
     rng = random.Random(f"{config.seed}-{step}")
     stream = (example for example in task.examples(rng.getrandbits(32), "train") if example.answer)
     examples = list(itertools.islice(stream, config.questions))
@@ -154,12 +153,12 @@ def learn(
     with torch.no_grad():
         entropy = torch.cat([look(part)[0].entropy for part in parts])
     mask = tokens != -100
-    thinks = thinking_mask(tokens, base.tokenizer.encode(layout.end_of_thinking, add_special_tokens=False))
+    thinks = thinking_mask(tokens, base.tokenizer.encode(layout.end_of_thinking or "", add_special_tokens=False))
     each = [example for example in examples for _ in range(sampling.copies)]
     right = torch.tensor(
-        [is_right(layout, reply, one, task) for reply, one in zip(replies, each, strict=True)], device=base.device
+        [is_right(reply, one, task, layout) for reply, one in zip(replies, each, strict=True)], device=base.device
     )
-    ended = torch.tensor([layout.end_of_thinking in reply.text for reply in replies], device=base.device)
+    ended = torch.tensor([layout.split(reply.text)[1] is not None for reply in replies], device=base.device)
     rewards = pear_reward(entropy, thinks, mask, right, ended, config.entropy_weight)
     shape = len(examples), sampling.copies
     advantages = group_advantages(rewards.view(shape), [[None] * sampling.copies] * len(examples), mask.sum(1).view(shape))

@@ -13,7 +13,7 @@ Loss: −log P_θ(Y | [X, z]), z = G_φ(H_X) (section 3.2 of the paper); only φ
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
@@ -35,11 +35,12 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.graphs import Graphed, compile_parts
 from reasoning_net.layout import Layout
 from reasoning_net.losses import losses
-from reasoning_net.model import ReasoningNet, config_of_backbone, load_backbone
+from reasoning_net.model import ReasoningNet
 from reasoning_net.options import LayoutFile, Model, Optimiser, Questions, Seed, Share, Workers
 from reasoning_net.precision import compute_dtype
-from reasoning_net.selection import reply_filter, share_of
-from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
+from reasoning_net.selection import filtered, reply_filter, share_of
+from reasoning_net.stages.fresh import new_network
+from reasoning_net.tasks import LEARNT, Task, TaskSpec
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, averaged, drawn_ahead, duration, run_clock
 
 _SELECT = "tip:0.5: of a distillation's tokens only the half that says most, as TIP scores them."
@@ -147,34 +148,6 @@ def first_network(config: SftConfig, base: FrozenBase) -> tuple[ReasoningNet, La
     return new_network(config, base), layout
 
 
-def new_network(config: SftConfig, base: FrozenBase) -> ReasoningNet:
-    net = ReasoningNet(network_config(config, base.hidden_size), base.embedding_rms).to(base.device)
-    if config.backbone:
-        load_backbone(net, config.backbone)
-    return net
-
-
-def network_config(config: SftConfig, base_hidden_size: int) -> ReasoningNetConfig:
-    """The backbone's architecture, or a fresh one whose other sizes follow from its width."""
-    if config.backbone:
-        found = config_of_backbone(config.backbone, base_hidden_size, config.max_latents, config.conditioner)
-        return found.model_copy(update={"num_rounds": config.num_rounds, "second_round": config.second_round})
-    if config.hidden_size % 32:
-        raise StageError(f"The width of the network must be a multiple of 32 (heads are 32 wide), not {config.hidden_size}.")
-    return ReasoningNetConfig(
-        base_hidden_size=base_hidden_size,
-        num_latent_tokens=config.max_latents,
-        num_rounds=config.num_rounds,
-        second_round=config.second_round,
-        conditioner=config.conditioner,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.hidden_size * 8 // 3,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.hidden_size // 32,
-        num_key_value_heads=config.hidden_size // 32,
-    )
-
-
 def main(config: SftConfig) -> None:
     """Train, resuming where an earlier run of the same output stopped; writes `reasoning_net.safetensors`."""
     torch.manual_seed(config.seed)
@@ -242,16 +215,6 @@ def main(config: SftConfig) -> None:
         save(trained, layout, config.output, config.task.name)
     accelerator.wait_for_everyone()  # a process that leaves early can leave the others waiting for it
     accelerator.end_training()
-
-
-def filtered(task: Task, keeps: Callable[[Sequence[Example]], list[bool]]) -> None:
-    """Leave out replies of a data set; raises `StageError` for a task that makes its own."""
-    from reasoning_net.data import DataTask
-
-    if not isinstance(task, DataTask):
-        raise StageError("--filter-replies is for the replies of a data set: the demo's are its base's own.")
-    before, after = task.keep("train", keeps)
-    tqdm.write(f"replies that the base would write: {after:,} of {before:,}")
 
 
 def summary(config: SftConfig, task: Task, net: ReasoningNet) -> str:

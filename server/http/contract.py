@@ -110,7 +110,7 @@ def read_ask(path: str, body: Body, header: str | None, terms: Terms) -> Ask:
     _refuse_near_misses(body, terms.known_fields.get(CHAT_PATH if path in AS_CHAT else path))
     wish = take_wish(body, header)
     if (model := body.get("model")) in terms.adapters:
-        wish = wish.of_adapter(str(model))
+        wish = wish.of_adapter(str(model), terms)
     num_latents = body.pop("num_latent_tokens", None)
     if num_latents not in (None, "auto") and (not isinstance(num_latents, int) or isinstance(num_latents, bool)):
         raise BadRequestError('num_latent_tokens must be a whole number, or "auto".', "num_latent_tokens")
@@ -223,9 +223,10 @@ class Wish:
             return implied or terms.default
         return self.named
 
-    def of_adapter(self, model: str) -> "Wish":
+    def of_adapter(self, model: str, terms: Terms) -> "Wish":
         """An adapter's hidden states are not those that network, probe and calibration were made for."""
-        mode = self.named or (Mode.DIRECT if self.implied is Mode.DIRECT else Mode.EXPLICIT)
+        thinks = self.implied is not Mode.DIRECT and terms.explicit_available
+        mode = self.named or (Mode.EXPLICIT if thinks else Mode.DIRECT)
         if mode not in (Mode.EXPLICIT, Mode.DIRECT):
             raise BadRequestError(
                 f"mode={mode} cannot be combined with the model {model}: it is an adapter, and latents and routing are "

@@ -70,7 +70,7 @@ def test_a_short_run_trains_the_adapter_alone_and_resumes(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TaskSpec, "load", lambda self: EvenTask())
-    monkeypatch.setattr(pear, "is_right", lambda _, reply, example, task: task.is_correct(reply.text, example.answer))
+    monkeypatch.setattr(pear, "is_right", lambda reply, example, task, layout: task.is_correct(reply.text, example.answer))
     before = (tiny_base / "model.safetensors").read_bytes()
     config = pear.PearConfig(
         model=str(tiny_base), output=tmp_path, steps=4, questions=3, micro_batch=2, rank=2, evaluate_on=4,
@@ -90,7 +90,7 @@ def test_a_short_run_trains_the_adapter_alone_and_resumes(
 
 def test_micro_batches_change_nothing(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TaskSpec, "load", lambda self: EvenTask())
-    monkeypatch.setattr(pear, "is_right", lambda _, reply, example, task: task.is_correct(reply.text, example.answer))
+    monkeypatch.setattr(pear, "is_right", lambda reply, example, task, layout: task.is_correct(reply.text, example.answer))
     config = pear.PearConfig(
         model=str(tiny_base), output=tmp_path, steps=1, questions=4, rank=2, evaluate_on=1,
         sampling=pear.PearSampling(max_tokens=8, copies=4),
