@@ -17,7 +17,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.cli import COMMANDS
 from tests.conftest import running_server
 
 RUNS = Path("runs/real")
@@ -88,10 +87,15 @@ def test_a_probe_is_fitted(transcript: Transcript) -> None:
     transcript.run(f"router calibrate --bundle {BUNDLE} --explicit-share 0.3")
 
 
-@pytest.mark.skipif("adapt" not in COMMANDS, reason="one command for all of this")
 def test_one_command_does_it(transcript: Transcript) -> None:
+    """The look says whether chains are worth anything; `--anyway` goes on where so small a base is better without."""
     shutil.rmtree(RUNS / "adapted", ignore_errors=True)
-    transcript.run(f"adapt {BASE} --data {PROBLEMS} --probe --output {RUNS}/adapted")
+    look = (
+        f"adapt {BASE} {DATA} --thinking-prompt {shlex.quote(PROMPT)} --n 32 --max-thinking-tokens 128 --output {RUNS}/adapted"
+    )
+    assert "--probe" in transcript.run(look)
+    said = transcript.run(f"{look} --probe --anyway")
+    assert f"--bundle {RUNS}/adapted/bundle-probe" in said
 
 
 def test_it_is_served_and_asked(transcript: Transcript) -> None:
