@@ -19,7 +19,7 @@ def test_a_rewarded_noise_pulls_the_latents_towards_it() -> None:
     latents = torch.zeros(1, 2, 3, requires_grad=True)
     noise, sigma = torch.full((1, 2, 3), 0.1), torch.tensor([0.5])
     value = log_density(latents, noise, sigma)
-    assert float(value) == pytest.approx(-6 * 0.01 / (2 * 0.25))
+    assert value.item() == pytest.approx(-6 * 0.01 / (2 * 0.25))
     value.sum().backward()
     assert latents.grad is not None
     torch.testing.assert_close(latents.grad, noise / 0.25)  # d/dz of −‖z′ − z‖² / 2σ², with z′ fixed: ε / σ

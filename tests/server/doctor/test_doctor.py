@@ -17,6 +17,12 @@ from server.doctor import Finding, machine, memory, software, table
 from tests.bases import write_base
 
 
+@pytest.fixture(autouse=True)
+def _no_engine_was_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What offline stages put into the environment of this process."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+
+
 def examined(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
     """What it finds, by subject; it ends with that status."""
     if status:
