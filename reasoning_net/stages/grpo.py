@@ -248,8 +248,11 @@ def learn(
 
     @torch.no_grad()
     def whole() -> Seen:
-        micros, rows = zip(*(batch.part(part) for part in parts), strict=True)
-        return Seen.joined([_look(net, base, layout, micro, shapings, config)[0] for micro in micros], rows)
+        found = list[tuple[Seen, Tensor]]()
+        for part in parts:
+            micro, rows = batch.part(part)
+            found.append((_look(net, base, layout, micro, shapings, config)[0], rows))
+        return Seen.joined(*zip(*found, strict=True))
 
     before = whole().log_probs if config.inner_steps > 1 else None
     figures = dict.fromkeys(("kl", "clipped", "mean weight", "tokens used", "entropy of used tokens"), 0.0)
