@@ -116,6 +116,10 @@ class Batches(IterableDataset[Batch]):
             if level not in streams:
                 streams[level] = self._task.examples(rng.getrandbits(32), "train", level)
             example = next(streams[level])
+            if not example.reply:
+                raise StageError(
+                    "A row has nothing to learn from: name the column of its answer or its reply, --columns reply=…."
+                )
             sample = _Sample(example, prompt_ids(self._tokenizer, example.messages), [*self._encode(example.reply), self._end])
             if self._fits(sample):
                 samples.append(sample)

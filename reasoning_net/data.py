@@ -30,7 +30,10 @@ _REPORTED = 5  # bad rows that are shown one by one; the rest are counted
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column holds what. Only question and answer are needed; without a reply the answer is what is learnt."""
+    """Which column holds what. Only question and answer are needed; without a reply the answer is what is learnt.
+
+    Without labels (`answer=`) there is nothing to learn but agreement: `train grpo --shaping empo`.
+    """
 
     question: str = "question"
     answer: str = "answer"
@@ -191,7 +194,7 @@ def _example(row: dict[str, Any], columns: Columns) -> tuple[Example, bool]:
     messages = row.get(columns.messages) if columns.messages else None
     if messages is None:
         messages = [{"role": "user", "content": _text(row, columns.question)}]
-    answer = _gold(_text(row, columns.answer))
+    answer = _gold(_text(row, columns.answer)) if columns.answer else ""
     reply = _text(row, columns.reply) if columns.reply and row.get(columns.reply) else answer
     level = re.sub(r"\D", "", str(row.get(columns.level) or "")) if columns.level else ""
     family = str(row.get(columns.family) or "") if columns.family else ""

@@ -28,7 +28,8 @@ class Seen:
         mask = tokens != -100
         chosen = distribution.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and shapings.steers_entropy):
-            entropy = -(distribution.exp() * distribution).sum(-1)
+            # Row by row: a large vocabulary has no room for another copy.
+            entropy = torch.stack([-(row.exp() * row).sum(-1) for row in distribution])
         apart = position_divergence(distribution.detach(), question, mask) if shapings.compares_positions else None
         return cls(chosen.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0), apart)
 

@@ -3,8 +3,9 @@
 Training and evaluation see tasks only: the demo's generator is one, a data set on disk is another.
 """
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -127,6 +128,17 @@ class DemoTask:
 
     def reordered(self, example: Example, rng: random.Random) -> Example:
         return example.asking(reordered(example.messages[-1]["content"], example.idle, rng))
+
+
+def draw(stream: Iterator[Example], number: int, fits: Callable[[Example], bool]) -> list[Example]:
+    """The next examples that fit. Raises `StageError` where hardly any does."""
+    seen = itertools.islice(stream, 1000 * number)
+    if len(examples := list(itertools.islice(filter(fits, seen), number))) < number:
+        raise StageError(
+            "Hardly any question is short enough and has an answer. Raise --max-prompt-tokens, or learn without answers: "
+            "--shaping empo."
+        )
+    return examples
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Shapings:
 
     def __init__(self, shapings: Sequence[Shaping] = ()) -> None:
         self._all = tuple(shapings)
+        self.label_free = any(one.label_free for one in self._all)
         self.compares_positions = any(one.compares_positions for one in self._all)
         self.steers_entropy = any(one.steers_entropy for one in self._all)
         self.token_mean = any(one.token_mean for one in self._all)
@@ -59,7 +60,7 @@ class Shapings:
     def named(cls, names: Sequence[str]) -> "Shapings":
         """Raises `StageError` for what there is not, and for what is not applicable, with the reason."""
         shapings = [_named(name) for name in names]
-        if sum(isinstance(one, Empo | Spine) for one in shapings) > 1:
+        if sum(one.label_free for one in shapings) > 1:
             raise StageError("empo and spine both make rewards: name one of them.")
         return cls(shapings)
 

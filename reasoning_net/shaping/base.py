@@ -47,6 +47,8 @@ class Tokens:
 class Shaping:
     """Changes what it wants to and leaves the rest as GRPO has it."""
 
+    label_free = False
+    """Gives rewards, from the answers alone."""
     compares_positions = False
     """Needs `Tokens.divergence`."""
     token_mean = False

@@ -19,6 +19,8 @@ class Empo(Shaping):
     Groups in which all answers differ are not used.
     """
 
+    label_free = True
+
     def rewards(self, answers: Answers) -> Tensor:
         return torch.tensor([self._of(group) for group in answers])
 
@@ -36,7 +38,7 @@ class Spine(Shaping):
     The paper's band and quantile could not be looked up: the form of the band, its ends (nats) and its weight are ours.
     """
 
-    steers_entropy = True
+    label_free = steers_entropy = True
     share, lowest, highest, weight = 0.2, 0.3, 1.5, 0.05
 
     def rewards(self, answers: Answers) -> Tensor:

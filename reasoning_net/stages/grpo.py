@@ -12,7 +12,6 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,7 +34,7 @@ from reasoning_net.precision import autocast, compute_dtype
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, greedy_accuracy, noisy_replies, start, think
 from reasoning_net.shaping import Groups, Shapings, group_advantages
 from reasoning_net.stages.sft import load_net, read_trained_on, save
-from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec
+from reasoning_net.tasks import LEARNT, Example, Task, TaskSpec, draw
 from reasoning_net.training import Optimizer, OptimizerConfig, Run, training_device
 
 
@@ -183,7 +182,12 @@ def roll_out(
 ) -> tuple[_Batch | None, dict[str, float]]:
     """Replies to fresh questions, graded, as far as they teach something; with the step's figures."""
     rng = random.Random(f"{config.seed}-{step}")
-    examples = _graded(task.examples(rng.getrandbits(32), "train"), base, config)
+
+    def fits(one: Example) -> bool:  # small talk, of level 0, has no answer that could be right or wrong
+        can_learn = bool(one.answer or (shapings.label_free and one.level))
+        return can_learn and len(base.prompt_ids(one.messages)) <= config.max_prompt_tokens
+
+    examples = draw(task.examples(rng.getrandbits(32), "train"), config.questions, fits)
     prompts = [base.prompt_ids(example.messages) for example in examples]
     prompt = base.read(prompts)
     with torch.no_grad():
@@ -201,17 +205,10 @@ def roll_out(
         "groups without variance": float((~groups.used.any(1)).sum()),
         "rollouts a second": groups.rewards.numel() / seconds,
     }
+    if shapings.label_free:
+        figures["agreement"] = float(groups.rewards.nanmean())
     groups = shapings.groups(groups, step / config.steps)
     return batch_of(prompt, replies, groups, noise) if bool(groups.used.any()) else None, figures
-
-
-def _graded(stream: Iterator[Example], base: FrozenBase, config: GrpoConfig) -> list[Example]:
-    """The next questions that can be graded, which small talk cannot, and are short enough."""
-    seen = itertools.islice(stream, 1000 * config.questions)
-    fit = (one for one in seen if one.answer and len(base.prompt_ids(one.messages)) <= config.max_prompt_tokens)
-    if len(examples := list(itertools.islice(fit, config.questions))) < config.questions:
-        raise StageError("Hardly any question is short enough. Raise --max-prompt-tokens.")
-    return examples
 
 
 def reward(replies: list[list[Reply]], examples: list[Example], task: Task, shapings: Shapings) -> tuple[Groups, float]:
@@ -251,8 +248,11 @@ def learn(
 
     @torch.no_grad()
     def whole() -> Seen:
-        micros, rows = zip(*(batch.part(part) for part in parts), strict=True)
-        return Seen.joined([_look(net, base, layout, micro, shapings, config)[0] for micro in micros], rows)
+        found = list[tuple[Seen, Tensor]]()
+        for part in parts:
+            micro, rows = batch.part(part)
+            found.append((_look(net, base, layout, micro, shapings, config)[0], rows))
+        return Seen.joined(*zip(*found, strict=True))
 
     before = whole().log_probs if config.inner_steps > 1 else None
     figures = dict.fromkeys(("kl", "clipped", "mean weight", "tokens used", "entropy of used tokens"), 0.0)

@@ -108,3 +108,23 @@ def test_reward_groups_follow_the_questions(tiny_base: Path) -> None:
     assert right == 0.5
     assert groups.answers[0] == [examples[0].answer, None]
     assert base.hidden_size == 64
+
+
+def test_what_has_no_answers_is_learnt_from_by_agreement(
+    trained: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users' own questions: a file without labels."""
+    questions = [next(DemoTask().examples(seed, "validation")).messages[-1]["content"] for seed in range(12)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"question": one}) + "\n" for one in questions))
+    monkeypatch.undo()
+    spec = TaskSpec(str(tmp_path / "asked.jsonl"), columns="answer=", whole=True)
+    monkeypatch.setattr("reasoning_net.data.DataTask.final_answer", lambda self, reply: str(len(reply) % 2))
+    config = replace(small(tiny_base, trained), output=tmp_path / "out", task=spec, steps=2, evaluate_on=0)
+    grpo.main(replace(config, shapings=("empo",)))
+    log = [json.loads(line) for line in (tmp_path / "out" / "run" / "log.jsonl").read_text().splitlines()]
+    assert 0.5 <= log[-1]["agreement"] <= 1
+    assert log[-1]["kl"] >= 0
+    with pytest.raises(StageError, match="--shaping empo"):
+        grpo.main(replace(config, output=tmp_path / "labels"))
+    with pytest.raises(StageError, match="nothing to learn from"):
+        sft(SftConfig(model=str(tiny_base), output=tmp_path / "sft", task=spec, steps=1, batch_size=4, num_latents=2))
