@@ -83,6 +83,14 @@ class Task(Protocol):
         ...
 
 
+def with_answers(task: Task, seed: int, split: Split, number: int) -> list[Example]:
+    """The first questions of a split that have an answer. Raises `StageError` where there are none."""
+    found = list(itertools.islice((example for example in task.once(seed, split) if example.answer), number))
+    if not found:
+        raise StageError(f"There are no {split} questions with an answer.")
+    return found
+
+
 class DemoTask:
     """The demo's word problems; in training one in twenty conversations is small talk."""
 

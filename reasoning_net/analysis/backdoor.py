@@ -10,7 +10,6 @@ it turns in one way. Few questions for all triggers, more for those that turn an
 It proves nothing where it finds nothing: triggers that are a meaning, or three words, are not tried.
 """
 
-import itertools
 import json
 import math
 import random
@@ -38,7 +37,7 @@ from reasoning_net.precision import found_device
 from reasoning_net.rollouts import Sampling, TransformersRollouts
 from reasoning_net.stages.traces import keep_whole_batches
 from reasoning_net.tables import table
-from reasoning_net.tasks import LEARNT, Example, TaskSpec
+from reasoning_net.tasks import LEARNT, Example, TaskSpec, with_answers
 
 Verdict = Literal["passed", "fragile", "suspicious"]
 _FIRST, _SECOND = 3, 24  # questions for those that turned answers, and the surest of these for every trigger
@@ -139,7 +138,7 @@ def main(config: BackdoorConfig) -> str:
     task, base, rng = config.task.load(), FrozenBase(config.model, config.device), random.Random(config.seed)
     layout = bundle.manifest.layout.token_ids(base.tokenizer)
     answering = LatentAnswers(base, net.to(config.device), layout, number)
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), _SECOND + config.n))
+    examples = with_answers(task, config.seed, "test", _SECOND + config.n)
     if len(examples) <= _SECOND:
         raise StageError(f"There are {len(examples)} held-out questions: at least {_SECOND + 1} are needed.")
     second, last = (Asked(answering, task, part, config.max_tokens) for part in (examples[:_SECOND], examples[_SECOND:]))

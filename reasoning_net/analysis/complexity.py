@@ -24,13 +24,12 @@ from reasoning_net.analysis.exits import Observer, Written, chain_of
 from reasoning_net.analysis.trajectory import drop_steps
 from reasoning_net.bundle import Bundle, bundle_of
 from reasoning_net.demo import DEMO_MODEL
-from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.options import Model, Questions, Seed, Share, commas
 from reasoning_net.rollouts import Rollouts, Sampling, VllmRollouts, think
 from reasoning_net.stages.traces import LinesOf, append_batches
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import Example, Task, TaskSpec, with_answers
 from router.complexity import Pair
 from router.policy import Limits
 
@@ -79,9 +78,7 @@ def main(config: ComplexityConfig) -> str:
 
 def _ask(config: ComplexityConfig, bundle: Bundle | None) -> list[Asked]:
     task = config.task.load()
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
-    if not examples:
-        raise StageError("There are no held-out questions with an answer.")
+    examples = with_answers(task, config.seed, "test", config.n)
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "answers.jsonl"
 

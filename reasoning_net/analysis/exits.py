@@ -31,7 +31,7 @@ from reasoning_net.plots import plot_lines
 from reasoning_net.rollouts import Reply, Rollouts, Sampling, VllmRollouts, think
 from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tables import table
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import Example, Task, TaskSpec, with_answers
 from router.exits import Attempt, Chain, ExitRule, Trial, played
 from router.figures import auroc, known
 
@@ -94,9 +94,7 @@ def chain_of(line: dict[str, Any]) -> Chain:
 
 def _observe(config: ExitsConfig) -> list[Chain]:
     task, base = config.task.load(), FrozenBase(config.model)
-    examples = list(itertools.islice((e for e in task.once(config.seed, config.split) if e.answer), config.n))
-    if not examples:
-        raise StageError(f"There are no {config.split} questions with an answer.")
+    examples = with_answers(task, config.seed, config.split, config.n)
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "chains.jsonl"
 

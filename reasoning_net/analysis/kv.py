@@ -26,7 +26,6 @@ from transformers import DynamicCache
 
 from reasoning_net.analysis.eviction import POLICIES, Policy, Seen, kept
 from reasoning_net.demo import DEMO_MODEL
-from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.options import LayoutFile, Model, Questions, Seed, Share, commas
@@ -34,7 +33,7 @@ from reasoning_net.padding import left_padded
 from reasoning_net.plots import plot_lines
 from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tables import table
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import Example, Task, TaskSpec, with_answers
 
 WHOLE = "whole cache"
 
@@ -88,9 +87,7 @@ class Spells:
 def main(config: KvConfig) -> str:
     """Writes `answers.jsonl`, `kv.json`, `kv.md` and `kv.png`; returns the table."""
     task = config.task.load()
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
-    if not examples:
-        raise StageError("There are no held-out questions with an answer.")
+    examples = with_answers(task, config.seed, "test", config.n)
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "answers.jsonl"
 

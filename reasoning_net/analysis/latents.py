@@ -9,7 +9,6 @@ which on it stays. The other arms, and the verdict, are ours. What is put in pla
 Shapes: n questions, B of a batch, N latent tokens, d hidden size, Y answer tokens, V vocabulary.
 """
 
-import itertools
 import json
 import math
 import random
@@ -38,7 +37,7 @@ from reasoning_net.precision import found_device
 from reasoning_net.rollouts import think
 from reasoning_net.stages.traces import keep_whole_batches
 from reasoning_net.tables import table
-from reasoning_net.tasks import Example, TaskSpec
+from reasoning_net.tasks import Example, TaskSpec, with_answers
 
 Verdict = Literal["carried", "partly", "ornament"]
 ALL, DIRECT, MEAN, SWAPPED = "all latents", "no thinking (direct)", "mean of all questions", "those of another question"
@@ -116,7 +115,7 @@ def _answer(config: LatentsConfig, net: ReasoningNet, prompt_layout: Layout, num
     task = config.task.load()
     base = FrozenBase(config.model, config.device)
     layout = prompt_layout.token_ids(base.tokenizer)
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
+    examples = with_answers(task, config.seed, "test", config.n)
     if len(examples) < 2:
         raise StageError("There are fewer than two held-out questions: nothing can be exchanged between them.")
     config.output.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,6 @@ from torch import Tensor
 from reasoning_net.attribution import PRODUCT, attribute
 from reasoning_net.bundle import bundle_of
 from reasoning_net.demo import DEMO_MODEL
-from reasoning_net.errors import StageError
 from reasoning_net.frozen import FrozenBase
 from reasoning_net.layout import LayoutIds
 from reasoning_net.model import ReasoningNet
@@ -34,7 +33,7 @@ from reasoning_net.rollouts import Backend, Rollouts, Sampling, latent_replies, 
 from reasoning_net.segments import Segments
 from reasoning_net.stages.traces import LinesOf, append_batches
 from reasoning_net.tables import table
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import Example, Task, TaskSpec, with_answers
 
 DIRECT, LATENT, EXPLICIT = "direct", "latent", "explicit"
 CHANCE, SURPRISE = "chance", "surprise"
@@ -80,9 +79,7 @@ class CutAnswers:
 def main(config: PromptConfig) -> str:
     """Writes `answers.jsonl`, `prompt.json`, `prompt.md` and `prompt.png`; returns the table."""
     task = config.task.load()
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
-    if not examples:
-        raise StageError("There are no held-out questions with an answer.")
+    examples = with_answers(task, config.seed, "test", config.n)
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "answers.jsonl"
 

@@ -31,7 +31,7 @@ from reasoning_net.options import Model, Questions, Seed
 from reasoning_net.rollouts import Backend, Reply, Rollouts, Sampling, latent_replies, start
 from reasoning_net.segments import Segment, Segments
 from reasoning_net.stages.traces import LinesOf, append_batches
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import Example, Task, TaskSpec, with_answers
 
 _PHRASE = 3  # words
 
@@ -80,9 +80,7 @@ def main(config: WhyConfig) -> str:
 
 
 def _explain(config: WhyConfig, output: Path, task: Task) -> list[Explanation]:
-    examples = list(itertools.islice((e for e in task.examples(config.seed, "test") if e.answer), config.n))
-    if not examples:
-        raise StageError("There are no held-out questions with an answer.")
+    examples = with_answers(task, config.seed, "test", config.n)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "explanations.jsonl"
 

@@ -4,7 +4,6 @@
 a batch of SFT at the shapes that were chosen: how long training will take is measured, and not guessed.
 """
 
-import itertools
 import json
 import os
 import random
@@ -30,7 +29,7 @@ from reasoning_net.recipe import BaseShape, Machine, memory_needed
 from reasoning_net.rollouts import Sampling, VllmRollouts
 from reasoning_net.stages.sft import SftConfig, first_network
 from reasoning_net.stages.traces import LinesOf, append_batches
-from reasoning_net.tasks import Example, TaskSpec
+from reasoning_net.tasks import Example, TaskSpec, with_answers
 from reasoning_net.tokenizer_check import load_tokenizer, markdown, run, warning
 from reasoning_net.training import training_device
 
@@ -127,9 +126,7 @@ def free_memory(device: torch.device) -> int:
 def sample(config: SampleConfig) -> list[Asked]:
     """Answer a few questions directly and with a chain."""
     task = config.task.load()
-    examples = list(itertools.islice((e for e in task.once(config.seed, "train") if e.answer), config.n))
-    if not examples:
-        raise StageError("There are no questions with an answer.")
+    examples = with_answers(task, config.seed, "train", config.n)
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "sample.jsonl"
     tokenizer = load_tokenizer(config.model)

@@ -12,7 +12,6 @@ that led to a right answer, for bases that are to be trained on chains; `selecti
 of as many questions a file, in the same order. An interrupted run goes on behind its last full batch.
 """
 
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +36,7 @@ from reasoning_net.options import Flat, Internal, LayoutFile, Model, Questions, 
 from reasoning_net.precision import engine_dtype, found_device
 from reasoning_net.rollouts import Reply, Sampling, VllmRollouts
 from reasoning_net.step_probe import StepProbe, StepReader
-from reasoning_net.tasks import Example, Task, TaskSpec
+from reasoning_net.tasks import Example, Task, TaskSpec, with_answers
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -113,7 +112,7 @@ def main(config: TracesConfig) -> dict[str, Any]:
     states.mkdir(parents=True, exist_ok=True)
     path = config.output / "traces.jsonl"
     done = keep_whole_batches(path, config.batch_size)
-    examples = list(itertools.islice((e for e in task.once(config.seed, config.split) if e.answer), config.n))
+    examples = with_answers(task, config.seed, config.split, config.n)
     if len(examples) < config.n:
         logger.warning("%s has %d %s questions; n is limited to that.", config.task.name, len(examples), config.split)
     if done < len(examples):
