@@ -112,7 +112,9 @@ def calibrate(
         target=target,
         point=nothing,
         points=(),
-        answer_tokens={mode: round(statistics.fmean(o.tokens[mode] for o in outcomes), 2) for mode in {Mode.DIRECT, cheap}},
+        answer_tokens={
+            mode: round(statistics.fmean(o.tokens[mode] for o in outcomes), 2) for mode in sorted({Mode.DIRECT, cheap})
+        },
         budget_ratio=round(float((explicit / expected).nanquantile(0.999)), 3),
         longest_tokens=round(float(explicit.quantile(0.99)), 1),
         confidence=confidence,
