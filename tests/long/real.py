@@ -73,7 +73,7 @@ def transcript() -> Transcript:
 def test_from_weights_to_a_bundle(transcript: Transcript) -> None:
     if not BASE.is_dir():
         transcript.run(f"demo smollm2 --output {BASE}")
-    write_problems(600)
+    write_problems(200)
     assert "Tokenizer:" in transcript.run(f"check --tokenizer --model {BASE}")
     assert "--thinking-prompt" in transcript.run(f"train traces --model {BASE} {DATA} --output {RUNS}/traces", status=1)
     transcript.run(f"bundle --model {BASE} --thinking-prompt {shlex.quote(PROMPT)} --trained-on SmolLM2 --output {BUNDLE}")
@@ -81,7 +81,7 @@ def test_from_weights_to_a_bundle(transcript: Transcript) -> None:
 
 def test_a_probe_is_fitted(transcript: Transcript) -> None:
     transcript.run(
-        f"router fit --model {BASE} --bundle {BUNDLE} {DATA} --whole --n 160 --explicit-questions 40 --samples 2 "
+        f"router fit --model {BASE} --bundle {BUNDLE} {DATA} --whole --n 120 --explicit-questions 40 --samples 2 "
         "--max-reply-tokens 64 --max-thinking-tokens 96"
     )
     transcript.run(f"router calibrate --bundle {BUNDLE} --explicit-share 0.3")
