@@ -37,11 +37,11 @@ from reasoning_net.stages.observe import Observations, Observer, Store, doubts
 from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import TaskSpec
 from reasoning_net.training import training_device
-from router.calibration import Confidence, Target, log_odds
+from router.calibration import Calibration, Confidence, Target, log_odds
 from router.figures import auroc, brier, calibration_error, reliability
 from router.outcomes import Outcome, to_tensors
 from router.policies.diffadapt import Strategies
-from router.policy import Mode, Scores
+from router.policy import Mode, RouterError, Scores
 from router.probe import Feature, Probe
 from router.probe_config import rung, scores_of
 
@@ -122,7 +122,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     per_question = scores_of({name: values.tolist() for name, values in scores.items()})
     outcomes, confidence = calibration_outcomes(held, per_question, cheap)
     floor = float(held.labels["explicit"].mean()) - config.max_loss
-    calibration = calibrate(outcomes, confidence, Target(accuracy_floor=max(0.0, floor)), cheap, config.thinking)
+    calibration, out_of_reach = calibrated(outcomes, confidence, max(0.0, floor), cheap, config.thinking)
     strategies = Strategies.prompted(bundle.manifest.layout.before_latents) if config.prompts else Strategies()
     calibration = calibration.model_copy(update={"latent_loss": config.max_loss, "strategies": strategies})
     figures = report(probe, held, cheap)
@@ -131,7 +131,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     if config.labels == "diffadapt":
         probe, figures["diffadapt"] = classified(probe, train, held, config.labelling, config.seed)
     figures["data"] = config.task.name
-    if warnings := doubts(observed):
+    if warnings := [*doubts(observed), *out_of_reach]:
         figures["warning"] = " ".join(warnings)
         logger.warning(figures["warning"])
     figures["questions"] = {"fitted on": len(train.labels["direct"]), "held out": held_out}
@@ -146,6 +146,19 @@ def main(config: FitConfig) -> dict[str, Any]:
     kept = bundle.manifest.scores | {"router fit": figures}
     bundle.update(parts, probe=probe.config, calibration=calibration, scores=kept)
     return figures | {"calibrated": calibration.point.model_dump(exclude_none=True)}
+
+
+def calibrated(
+    outcomes: Sequence[Outcome], confidence: Confidence | None, floor: float, cheap: Mode, thinking: Mode
+) -> tuple[Calibration, list[str]]:
+    """At the floor; where no setting reaches it, since a probe of few questions is sure of a wrong answer, at what is as right
+    as the setting that thinks most, and with a word about that: what was observed shall not be lost."""
+    try:
+        return calibrate(outcomes, confidence, Target(accuracy_floor=floor), cheap, thinking), []
+    except RouterError:
+        found = calibrate(outcomes, confidence, Target(accuracy_loss=0.0), cheap, thinking)
+        said = f"No setting of auto is right on {floor:.3f} of the questions held out, the one that was taken on"
+        return found, [f"{said} {found.point.accuracy:.3f}: the probe needs more questions."]
 
 
 def _observe(config: FitConfig, bundle: Bundle, features: tuple[Feature, ...], number: int) -> Observations:

@@ -13,12 +13,21 @@ from reasoning_net.frozen import FrozenBase
 from reasoning_net.rollouts import Reply
 from reasoning_net.stages import fit as fitting
 from reasoning_net.stages.difficulty import Labelling
-from reasoning_net.stages.fit import FitConfig, calibration_outcomes, check_features, check_rows, fit_confidence, report
+from reasoning_net.stages.fit import (
+    FitConfig,
+    calibrated,
+    calibration_outcomes,
+    check_features,
+    check_rows,
+    fit_confidence,
+    report,
+)
 from reasoning_net.stages.observe import Answers, Observations, Store, doubts
 from reasoning_net.stages.train_probe import predict, train_probe
 from reasoning_net.tasks import DemoTask, TaskSpec
 from router.figures import auroc, calibration_error
-from router.policy import Mode
+from router.outcomes import Outcome
+from router.policy import Mode, Scores
 from router.probe_config import scores_of
 from server.settings import DEMO_BUNDLE
 
@@ -156,6 +165,20 @@ def test_what_a_router_cannot_do_is_said(direct: float, explicit: float, says: s
     found = doubts(Observations({}, labels, {}, {}))
     assert len(found) == bool(says)
     assert all(says in one for one in found)
+
+
+def test_a_floor_that_is_out_of_reach_is_told_and_what_is_best_is_taken() -> None:
+    """The probe is sure of a cheap answer that is wrong, at whatever price; the others differ in what chains bring."""
+    tokens = {Mode.DIRECT: 6.0, Mode.EXPLICIT: 250.0}
+    outcomes = [
+        Outcome(Scores(direct, None, explicit, 250.0), 0.9, {Mode.DIRECT: right, Mode.EXPLICIT: 1.0}, tokens)
+        for direct, explicit, right in ((0.99, 0.9, 0.0), (0.8, 0.9, 1.0), (0.1, 0.9, 0.0), (0.1, 0.9, 0.0))
+    ]
+    calibration, said = calibrated(outcomes, None, 0.995, Mode.DIRECT, Mode.EXPLICIT)
+    assert (calibration.point.accuracy, calibration.point.explicit_share) == (0.75, 0.5), "as right as the one that thinks most"
+    assert "No setting of auto is right on 0.995" in said[0]
+    assert "0.750" in said[0]
+    assert calibrated(outcomes, None, 0.75, Mode.DIRECT, Mode.EXPLICIT)[1] == []
 
 
 def test_rows_that_a_network_was_trained_on_fit_no_router() -> None:
