@@ -143,9 +143,10 @@ def a_stream_and_a_body(max_tokens: int) -> dict[str, dict[str, Any]]:
 
 
 async def in_flight(server: Server, http: httpx.AsyncClient, bodies: dict[str, dict[str, Any]]) -> dict[str, Answer]:
-    """Requests by path, all of them running in the engine."""
+    """Requests by path, all of them running in the engine. One that ends before that tells why."""
     tasks = {path: asyncio.create_task(http.post(path, json=body)) for path, body in bodies.items()}
-    await asyncio.to_thread(until, lambda: server.running() == len(tasks), 30)
+    await asyncio.to_thread(until, lambda: server.running() == len(tasks) or any(one.done() for one in tasks.values()), 30)
+    assert [(one.result().status_code, one.result().text[-300:]) for one in tasks.values() if one.done()] == []
     return tasks
 
 
