@@ -1,12 +1,13 @@
 """A bundle's model card: README.md with the front matter that the hub reads, all of it from the manifest."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from reasoning_net.manifest import AUDIT, BACKDOOR, Manifest
+from reasoning_net.tables import table
 
 _DEEPEST = 2  # of nested figures: deeper ones stay in bundle.json
 _TAGS = ("latentserve", "latent-reasoning", "reasoning")
@@ -36,11 +37,11 @@ def model_card(
         f"# {name}",
         f"A bundle for latentserve: {_what(manifest)}, for {f'`{base}`' if base else 'its base'}, which stays as it is.",
         f"```\nlatentserve serve --model {base or 'BASE'} --bundle {name}\n```",
-        _table(("", ""), _facts(manifest, fingerprint)),
+        table(("", ""), _rows(_facts(manifest, fingerprint))),
     ]
     for title, found in {**manifest.scores, **(figures or {})}.items():
         if rows := list(_figures(found)):
-            parts += [f"## {_heading(title)}", _table(("figure", "value"), rows)]
+            parts += [f"## {_heading(title)}", table(("figure", "value"), _rows(rows))]
     parts += [f"![{plot}]({plot})" for plot in plots]
     return "\n\n".join(parts) + "\n"
 
@@ -95,6 +96,6 @@ def _figures(found: Any, path: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     return [(", ".join(path), f"{found:,.4g}" if isinstance(found, float) else str(found))] if found is not None else []
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    lines = [head, ("---", "---"), *((name, text.replace("|", "\\|")) for name, text in rows)]
-    return "\n".join(f"| {name} | {text} |" for name, text in lines)
+def _rows(found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """As cells of a table."""
+    return ((name, text.replace("|", "\\|")) for name, text in found)
