@@ -142,9 +142,14 @@ def encoded_after(tokenizer: "PreTrainedTokenizerBase", before: str, text: str) 
 
     SentencePiece begins each text that stands alone with a blank.
     """
+    joined = _behind(tokenizer, before, text)
+    return tuple(tokenizer.encode(text, add_special_tokens=False) if joined is None else joined)
+
+
+def _behind(tokenizer: "PreTrainedTokenizerBase", before: str, text: str) -> list[int] | None:
+    """The ids that joining `text` adds to those of `before`; None where it changes them, or there are none."""
     first, joined = (tokenizer.encode(one, add_special_tokens=False) for one in (before, before + text))
-    is_kept = bool(first) and joined[: len(first)] == first
-    return tuple(joined[len(first) :] if is_kept else tokenizer.encode(text, add_special_tokens=False))
+    return joined[len(first) :] if first and joined[: len(first)] == first else None
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -184,13 +189,8 @@ def default_layout(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Lay
         return Layout(placeholder_token_id=placeholder)
     # "\n" behind "<think>\n" may be one token with it, which X has not.
     candidates = [f"\n{closing}\n\n", f"{closing}\n\n"]
-    direct = next((text for text in candidates if _is_as_joined(tokenizer, asked, text)), candidates[0])
+    direct = next((text for text in candidates if _behind(tokenizer, asked, text) is not None), candidates[0])
     return Layout(direct=direct, before_latents="", placeholder_token_id=placeholder)
-
-
-def _is_as_joined(tokenizer: "PreTrainedTokenizerBase", before: str, text: str) -> bool:
-    first, joined = (tokenizer.encode(one, add_special_tokens=False) for one in (before, before + text))
-    return joined[: len(first)] == first
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str:

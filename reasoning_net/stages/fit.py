@@ -153,10 +153,10 @@ def calibrated(
 ) -> tuple[Calibration, list[str]]:
     """At the floor; where no setting reaches it, since a probe of few questions is sure of a wrong answer, at what is as right
     as the setting that thinks most, and with a word about that: what was observed shall not be lost."""
+    found, target = calibrate(outcomes, confidence, Target(accuracy_loss=0.0), cheap, thinking), Target(accuracy_floor=floor)
     try:
-        return calibrate(outcomes, confidence, Target(accuracy_floor=floor), cheap, thinking), []
+        return found.model_copy(update={"target": target, "point": found.for_target(target)}), []
     except RouterError:
-        found = calibrate(outcomes, confidence, Target(accuracy_loss=0.0), cheap, thinking)
         said = f"No setting of auto is right on {floor:.3f} of the questions held out, the one that was taken on"
         return found, [f"{said} {found.point.accuracy:.3f}: the probe needs more questions."]
 
