@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from reasoning_net.analysis.trajectory import mean_and_error
 from reasoning_net.bundle import Bundle
 from reasoning_net.demo import DEMO_BUNDLE
 from reasoning_net.errors import StageError
@@ -233,19 +234,16 @@ def _cells(name: str, group: list[Row], plain: dict[int, Row]) -> list[str]:
     cells = []
     for measure_ in MEASURES:
         values = [row[measure_] for row in group if measure_ in row]
-        mean, error = _mean(values)
-        cell = f"{mean:.3f}" + (f" ± {error:.3f}" if len(values) > 1 else "") if values else ""
+        if not values:
+            cells.append("")
+            continue
+        mean, error = mean_and_error(values)
+        cell = f"{mean:.3f}" + (f" ± {error:.3f}" if len(values) > 1 else "")
         if name not in ("start", "plain") and measure_ in MEASURES[:3]:
-            gain, of = _mean([row[measure_] - plain[row["seed"]][measure_] for row in group if row["seed"] in plain])
+            gains = [row[measure_] - plain[row["seed"]][measure_] for row in group if row["seed"] in plain]
+            gain, of = mean_and_error(gains) if gains else (math.nan, math.nan)
             cell = f"**{cell}**" if len(values) > 1 and gain > 2 * of else cell
         cells.append(cell)
     used = [row["tokens used"] for row in group if "tokens used" in row]
     seconds = [row["seconds"] for row in group if "seconds" in row]
-    return [*cells, f"{_mean(used)[0]:.2f}" if used else "", f"{_mean(seconds)[0]:.0f}" if seconds else ""]
-
-
-def _mean(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    if not values:
-        return math.nan, math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return [*cells, f"{statistics.fmean(used):.2f}" if used else "", f"{statistics.fmean(seconds):.0f}" if seconds else ""]
